@@ -1,0 +1,51 @@
+# Everything runs in .venv, which `make setup` builds from requirements.txt.
+# PYTHON names the interpreter to build it from: make setup PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Start-up takes three times as long where Python may not keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test lint ui bench lock
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
+
+# The stamp holds what the environment was built from: while that is unchanged,
+# set-up is one comparison. A moved folder is rebuilt, as scripts hold its path.
+STAMP := .venv/built-from
+setup:  ## build .venv from requirements.txt (nothing to do while the lock is the same)
+	@{ pwd; cat requirements.txt; } | cmp -s - $(STAMP) || $(MAKE) --no-print-directory environment
+
+.PHONY: environment
+environment:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'error: $(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv || { \
+	  echo 'error: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)' >&2; exit 1; }
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.txt > .venv/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.txt
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.txt
+	@{ pwd; cat requirements.txt; } > $(STAMP)
+
+repro: setup  ## run the pipeline: data, training, evaluation, MLflow runs
+	@dvc repro
+
+test: setup  ## run every test
+	@pytest
+
+lint: setup  ## check style and types
+	@ruff check
+	@ruff format --check
+	@mypy
+
+ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000
+	@python -m lab.tracking ui
+
+bench: setup  ## measure what the README quotes
+	@python -m benchmarks.speed
+
+lock: setup  ## compile requirements.in into requirements.txt
+	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	  --custom-compile-command 'make lock' requirements.in --output-file requirements.txt

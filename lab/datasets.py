@@ -1,0 +1,134 @@
+"""The data sets: how they are drawn, stored and split. Plain tensors in memory."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from exact import random
+from lab.files import InputError, read_json, write_json, write_text
+from lab.params import CLASSES, DATA, ModelName, Params, RegressionData
+
+SPLITS = ("train", "validation", "test")
+REGRESSION = DATA["linear_regression"]
+FASHION_MNIST = DATA["mlp"]
+
+
+class Examples(NamedTuple):
+    """Features and targets, example by example.
+
+    Features are float32 (N, d). Targets are float32 (N, 1) for regression, and the
+    numbers of the classes, int64 (N,), for classification.
+    """
+
+    features: Tensor
+    targets: Tensor
+
+
+def draw_regression(data: RegressionData, seed: int, split: str) -> Examples:
+    """Y = Xw + b + noise, in float64 in a fixed order, then rounded once to float32."""
+    n, d = getattr(data, split), len(data.weights)
+    features = random.normal((n, d), seed, "regression features", SPLITS.index(split)).float()
+    noise = random.normal((n,), seed, "regression noise", SPLITS.index(split))
+    targets = noise * data.noise + data.bias
+    for feature, weight in zip(features.double().unbind(1), data.weights, strict=True):
+        targets = targets + feature * weight  # a matrix product has no fixed order
+    return Examples(features, targets.float().unsqueeze(1))
+
+
+def write_regression(path: Path, examples: Examples) -> None:
+    """Write columns x1 … xd, y with the fewest digits that read back to the same float32."""
+    import pandas as pd
+
+    columns = {f"x{i}": x.numpy() for i, x in enumerate(examples.features.unbind(1), start=1)}
+    table = pd.DataFrame(columns | {"y": examples.targets.squeeze(1).numpy()})
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def write_truth(path: Path, data: RegressionData) -> None:
+    """Write the true weights and bias that the data were drawn with."""
+    write_json(path, {"weights": data.weights, "bias": data.bias})
+
+
+def read_truth(path: Path) -> tuple[list[float], float]:
+    """The true weights and bias. Raises InputError for anything but what `write_truth` wrote."""
+    truth = read_json(path)
+    try:
+        return [float(weight) for weight in truth["weights"]], float(truth["bias"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected weights and bias: {error}") from error
+
+
+def read_regression(path: Path) -> Examples:
+    """Read what `write_regression` wrote. Raises InputError for anything else."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype="float32")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path}: expected a table of numbers: {' '.join(str(error).split())}"
+        ) from error
+    expected = [f"x{i}" for i in range(1, len(table.columns))] + ["y"]
+    if list(table.columns) != expected or len(expected) < 2 or table.empty:
+        raise InputError(f"{path}: expected columns x1, x2, …, y and at least one row")
+    values = torch.from_numpy(table.to_numpy(copy=True))
+    if not torch.isfinite(values).all():
+        raise InputError(f"{path}: a number is missing, NaN or infinite")
+    return Examples(values[:, :-1].contiguous(), values[:, -1:].contiguous())
+
+
+def read_images(path: Path) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 28, 28) and labels int64 (N,). Raises InputError for anything else."""
+    try:
+        tensors = load_file(path)
+        images, labels = tensors["images"], tensors["labels"]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: expected tensors images and labels: {error}") from error
+    if images.dtype != torch.uint8 or images.shape[1:] != (28, 28) or not len(images):
+        raise InputError(f"{path}: expected images uint8 (N, 28, 28), found {_form(images)}")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise InputError(f"{path}: expected labels int64 ({len(images)},), found {_form(labels)}")
+    if labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise InputError(f"{path}: a label is not a class of 0 … {len(CLASSES) - 1}")
+    return images, labels
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _fashion_mnist(path: Path) -> Examples:
+    """Each image as a row of 784 grey levels of [0, 1]."""
+    images, labels = read_images(path)
+    return Examples(images.flatten(1).float() / torch.tensor(255.0), labels)
+
+
+def load_training(model: ModelName, params: Params) -> tuple[Examples, Examples]:
+    """Examples to train on, and examples for validation. The test set is not read."""
+    if model == "linear_regression":
+        return read_regression(REGRESSION / "train.csv"), read_regression(
+            REGRESSION / "validation.csv"
+        )
+    examples = _fashion_mnist(FASHION_MNIST / "train.safetensors")
+    order = random.permutation(len(examples.targets), params.seed, "validation split")
+    held_out = params.fashion_mnist.validation
+    validation, train = (
+        Examples(examples.features[part], examples.targets[part])
+        for part in (order[:held_out], order[held_out:])
+    )
+    return train, validation
+
+
+def load_test(model: ModelName) -> Examples:
+    """Examples that no training saw."""
+    if model == "linear_regression":
+        return read_regression(REGRESSION / "test.csv")
+    return _fashion_mnist(FASHION_MNIST / "test.safetensors")

@@ -1,0 +1,111 @@
+"""Files: whole or absent, and known by their contents."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InputError(Exception):
+    """What the stage was given is wrong; the message says what, where and what is expected."""
+
+    exit_code = 1
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which becomes `path` when the block ends well.
+
+    At every moment `path` holds all of the old contents or all of the new.
+    Missing folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp grants nothing to others
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """Replace the file at once."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(contents)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at once, in UTF-8, with line ends as they are."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at once; numbers read back to the same value, NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What the file holds. Raises InputError where it cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON: {error}") from error
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the file at once; each row has the keys of the first, numbers read back the same."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of a table of numbers. Raises InputError for anything else."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+            ]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: expected a table of numbers: {error}") from error
+
+
+def write_tensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: tuple[str, str] | None = None
+) -> None:
+    """Replace the file at once, in the safetensors format; the same tensors give the same bytes.
+
+    One pair of metadata at the most: safetensors writes several in random order.
+    """
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file(dict(tensors), temporary, dict([metadata]) if metadata else None)
+
+
+def sha256(path: Path) -> str:
+    """The digest of the contents, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,261 @@
+"""MLflow: where runs are kept, and what one holds.
+
+Nothing of the user's machine but its platform enters a run: no path, no user name.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before MLflow is imported. A dead server should be an error soon, not after minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+import numpy as np
+from filelock import FileLock
+from mlflow.data.artifact_dataset_sources import LocalArtifactDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from lab.files import InputError
+
+SQLITE = "sqlite:///"
+
+
+def main_root() -> Path:
+    """The main repository, also within a queued or temporary DVC experiment."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db at the root of the main repository.
+
+    A relative sqlite path counts from that root: an experiment's own folder is
+    deleted after it, and the runs would go with it.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    database = _database(uri)
+    return f"{SQLITE}{database}" if database else uri
+
+
+def _database(uri: str) -> Path | None:
+    return main_root() / uri.removeprefix(SQLITE) if uri.startswith(SQLITE) else None
+
+
+def connect() -> mlflow.MlflowClient:
+    """A client of the store, which exists and is whole afterwards.
+
+    MLflow creates a sqlite store without a lock: of several processes that meet at a
+    fresh one all fail. So one process creates it, beside its place, and moves it there.
+    """
+    uri = store_uri()
+    database = _database(uri)
+    if database and not database.exists():
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{database}.lock", timeout=120):
+            if not database.exists():
+                fresh = database.with_name(f".{database.name}.new")
+                fresh.unlink(missing_ok=True)
+                mlflow.MlflowClient(f"{SQLITE}{fresh}").search_experiments()
+                fresh.replace(database)
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient()
+
+
+def experiment(client: mlflow.MlflowClient, name: str) -> str:
+    """The id of the experiment of this name, created where it is missing."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = _database(store_uri())
+        # Without a location a sqlite store puts artifacts below the current folder.
+        location = (
+            (database.parent / "mlartifacts" / name).absolute().as_uri() if database else None
+        )
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another process was faster
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"MLflow's experiment {name} is deleted: restore it, or remove it for good"
+        )
+    return str(found.experiment_id)
+
+
+def record(
+    name: str,
+    *,
+    params: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    metrics: Mapping[str, float | None],
+    digests: Mapping[Path, str],
+    data: Sequence[Path],
+    artifacts: Sequence[Path],
+    model: Path,
+    shape: tuple[int, int],
+) -> None:
+    """Record one result as a run of the experiment `name`.
+
+    `digests` are the sha256 of the files that make up the result, data included;
+    `shape` is the model's (inputs, outputs). Raises InputError where the store fails.
+    """
+    try:
+        client = connect()
+        experiment_id = experiment(client, name)
+        commit, patch = git_state()
+        tags = {
+            "fingerprint": fingerprint(digests),
+            **{f"sha256.{path.as_posix()}": digest for path, digest in digests.items()},
+            "git.commit": commit,
+            "git.dirty": str(bool(patch)).lower(),
+            "mlflow.source.git.commit": commit,
+            "mlflow.source.name": "stages/record.py",
+            **_experiment_tags(),
+            **_environment_tags(),
+        }
+        if first := _first_with(client, experiment_id, tags["fingerprint"]):
+            tags["reproduces"] = first
+        run_name = tags.get("DVC_EXP_NAME") or commit[:7]
+        with _run(client, experiment_id, run_name, tags) as run_id:
+            _log_values(client, run_id, params, history, metrics)
+            for path in artifacts:
+                client.log_artifact(run_id, str(path))
+            if patch:
+                client.log_text(run_id, patch, "changes.patch")
+            for path in data:
+                # MLflow keeps 36 characters of a digest; the tags hold all 64.
+                source = LocalArtifactDatasetSource(path.as_posix())
+                dataset = MetaDataset(source, name=path.parent.name, digest=digests[path][:32])
+                mlflow.log_input(dataset, context=path.stem)
+            _log_model(model, *shape)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"MLflow did not take the run of {name}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _run(
+    client: mlflow.MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]
+) -> Iterator[str]:
+    """A run that ends as FINISHED, or as FAILED where the block raises. Yields its id."""
+    # Not by mlflow.start_run alone: that adds the user's name and the script's path.
+    run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
+    with mlflow.start_run(run_id=run_id):
+        yield run_id
+
+
+def _log_values(
+    client: mlflow.MlflowClient,
+    run_id: str,
+    params: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    final: Mapping[str, float | None],
+) -> None:
+    """Log parameters, each epoch's metrics with the epoch as step, and the final metrics."""
+    now = int(time.time() * 1000)
+    rows = [(int(row["epoch"]), row) for row in history] + [(len(history), final)]
+    metrics = [
+        Metric(key, value, now, step)
+        for step, row in rows
+        for key, value in row.items()
+        if key != "epoch" and value is not None
+    ]
+    client.log_batch(run_id, params=[Param(key, _plain(value)) for key, value in params.items()])
+    for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def _plain(value: Any) -> str:
+    """A list of one number as that number, so that runs can be sorted and plotted by it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _log_model(path: Path, inputs: int, outputs: int) -> None:
+    """Log the safetensors file as a model that `mlflow.pyfunc.load_model` loads anywhere."""
+    number = np.dtype(np.float32)
+    mlflow.pyfunc.log_model(
+        name="model",
+        python_model="lab/serving.py",
+        artifacts={"model": path.as_posix()},
+        code_paths=["exact", "lab"],
+        signature=ModelSignature(
+            Schema([TensorSpec(number, (-1, inputs))]), Schema([TensorSpec(number, (-1, outputs))])
+        ),
+        pip_requirements=[
+            f"{name}=={importlib.metadata.version(name)}"
+            for name in ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch")
+        ],
+    )
+
+
+def _first_with(client: mlflow.MlflowClient, experiment_id: str, fingerprint: str) -> str | None:
+    """The id of the first finished run with this fingerprint."""
+    runs = client.search_runs(
+        [experiment_id],
+        f"tags.fingerprint = '{fingerprint}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def fingerprint(digests: Mapping[Path, str]) -> str:
+    """One digest of many files: of the lines that `sha256sum` prints, sorted by path."""
+    lines = sorted((path.as_posix(), digest) for path, digest in digests.items())
+    text = "".join(f"{digest}  {path}\n" for path, digest in lines)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def git_state() -> tuple[str, str]:
+    """The commit, and as a patch what the working tree adds to it.
+
+    The patch holds changes to tracked files and new files of the code, but not what
+    the pipeline itself writes; it is empty where the tree is the commit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # An index of our own, so that the user's stays as it is.
+        index = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}
+
+        def git(*arguments: str) -> str:
+            command = ["git", *arguments]
+            try:
+                done = subprocess.run(command, check=True, capture_output=True, env=index)
+            except (OSError, subprocess.CalledProcessError) as error:
+                reason = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
+                raise InputError(f"{' '.join(command[:2])}: {' '.join(reason.split())}") from error
+            return done.stdout.decode(errors="surrogateescape")
+
+        commit = git("rev-parse", "HEAD").strip()
+        git("read-tree", "HEAD")
+        git("add", "--update")
+        git("add", "--", "exact", "lab", "stages")
+        patch = git("diff", "--cached", "--binary", "HEAD", "--", ".", ":!dvc.lock", ":!results")
+    return commit, patch
+
+
+def _experiment_tags() -> dict[str, str]:
+    """What DVC says of the experiment, where it is one."""
+    names = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+def _environment_tags() -> dict[str, str]:
+    """The libraries and the platform that the result should not depend on."""
+    libraries = ("dvc", "mlflow", "pandas", "safetensors", "torch")
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in libraries}
+    return versions | {"version.python": platform.python_version(), "platform": platform.platform()}

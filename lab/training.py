@@ -1,0 +1,128 @@
+"""Mini-batch stochastic gradient descent, and what is watched while it runs."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from exact import random
+from lab.datasets import Examples
+from lab.files import InputError
+from lab.models import Network, linear_layers, predict
+from lab.params import Training
+
+
+class DivergedError(InputError):
+    """The loss is no longer a number."""
+
+
+def minibatches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """The indices 0 … n-1 in this epoch's own order, `size` at a time; the last may be short."""
+    yield from random.permutation(n, seed, "order of examples", epoch).split(size)
+
+
+def squared_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """½(ŷ - y)² per example, (N, 1) -> (N,). As in the book, with the ½ that nn.MSELoss lacks.
+
+    Raises ValueError where the shapes differ: (N, 1) - (N,) would be (N, N) without a word.
+    """
+    if predictions.shape != targets.shape:
+        raise ValueError(f"shapes differ: {tuple(predictions.shape)}, {tuple(targets.shape)}")
+    return (0.5 * (predictions - targets) ** 2).squeeze(1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(logits) at the label, per example, (N, classes), (N,) -> (N,)."""
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss per example: squared for real targets, cross-entropy for classes."""
+    return (squared_loss if targets.is_floating_point() else cross_entropy)(outputs, targets)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of examples whose largest logit is that of their label."""
+    return int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
+def measure(outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """Mean loss, and for classes the accuracy."""
+    values = losses(outputs, targets)
+    result = {"loss": math.fsum(values.tolist()) / len(values)}  # rounded once
+    if not targets.is_floating_point():
+        result["accuracy"] = accuracy(outputs, targets)
+    return result
+
+
+def train(
+    model: Network, train: Examples, validation: Examples, settings: Training, lr: float, seed: int
+) -> list[dict[str, Any]]:
+    """Train the model in place and return the history, one row per epoch.
+
+    A row holds the epoch (from 1); loss and accuracy on the training examples, as met
+    on the way, before each step; both on the validation examples at the epoch's end;
+    and per layer the gradient's Euclidean norm, as the mean over the epoch's steps.
+    Raises DivergedError where the loss is NaN or infinite.
+    """
+    n, classify = len(train.targets), not train.targets.is_floating_point()
+    steps_per_epoch = math.ceil(n / settings.batch_size)
+    total = steps_per_epoch * settings.epochs
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    linear = settings.lr_schedule == "linear"
+    schedule = LambdaLR(optimizer, lambda step: (total - step) / total if linear else 1.0)
+    layers = linear_layers(model)
+    history = []
+
+    # No bar where standard error is a file or a pipe.
+    progress = tqdm(total=total, unit="step", disable=None, leave=False)
+    with progress:
+        for epoch in range(1, settings.epochs + 1):
+            model.train()
+            loss_sum, correct = 0.0, 0
+            norm_sums = dict.fromkeys(layers, 0.0)
+            for step, batch in enumerate(minibatches(n, settings.batch_size, seed, epoch), start=1):
+                features, targets = train.features[batch], train.targets[batch]
+                outputs = model(features)
+                loss = losses(outputs, targets).mean()  # over the actual size of a short batch
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise DivergedError(
+                        f"training diverged: the loss is {value} in epoch {epoch}, step {step};"
+                        f" a learning rate below lr = {lr:g} may help"
+                    )
+                loss_sum += value * len(batch)
+                if classify:
+                    correct += int((outputs.argmax(1) == targets).sum())
+                for name, layer in layers.items():
+                    norm_sums[name] += _gradient_norm(layer)
+                progress.update()
+
+            watched = measure(predict(model, validation.features), validation.targets)
+            row = {"epoch": epoch, "train_loss": loss_sum / n}
+            if classify:
+                row["train_accuracy"] = correct / n
+            row |= {f"validation_{key}": value for key, value in watched.items()}
+            row |= {f"gradient_norm_{name}": s / steps_per_epoch for name, s in norm_sums.items()}
+            history.append(row)
+            progress.set_postfix(
+                {k: f"{v:.4f}" for k, v in row.items() if "loss" in k or "acc" in k}
+            )
+    return history
+
+
+def _gradient_norm(layer: nn.Module) -> float:
+    """The Euclidean norm of the gradient of weights and bias together."""
+    gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+    return math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))

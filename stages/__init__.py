@@ -1,0 +1,47 @@
+"""The pipeline's verbs, one script per DVC stage, run as `python -m stages.train mlp`.
+
+This file runs before any of them, so it is where a wrong Python is met.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lab.params import ModelName
+
+if missing := [
+    name for name in ("torch", "pydantic", "ruamel") if not importlib.util.find_spec(name)
+]:
+    sys.exit(
+        f"error: {sys.executable} lacks {', '.join(missing)}:"
+        " run `make repro`, or `make setup` and then `. .venv/bin/activate`"
+    )
+
+
+def model_argument(description: str) -> "ModelName":
+    """The model that the command line names, as in `python -m stages.train mlp`."""
+    from lab.params import MODELS
+
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model", choices=MODELS)
+    model: ModelName = parser.parse_args().model
+    return model
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage: a user's mistake or a failing disk is one line and a non-zero exit.
+
+    Wrong parameters exit with 2, as wrong arguments do; anything else with 1.
+    """
+    from lab.files import InputError
+
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
