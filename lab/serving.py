@@ -1,42 +1,32 @@
-"""The model as MLflow serves it: this file and the safetensors file, and no pickle.
+"""The model as MLflow serves it: the safetensors file and this loader, and no pickle.
 
-MLflow stores this code with each logged model and runs it in `mlflow.pyfunc.load_model`.
+MLflow stores this package with each logged model, and `mlflow.pyfunc.load_model` calls it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import mlflow
 import numpy as np
-from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
+import torch
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from lab import models
 
 
-class Served(PythonModel):  # type: ignore[misc]
-    """Features float32 (N, inputs) to outputs float32 (N, outputs), logits for the classifiers."""
+class Served:
+    """A trained model behind MLflow's interface."""
 
-    def load_context(self, context: PythonModelContext) -> None:
-        """Read the weights."""
-        # Here and not above: MLflow runs this file to log a model, too, which needs no torch.
-        from lab import models
-
-        self.model = models.load(Path(context.artifacts["model"]))
+    def __init__(self, model: models.Network) -> None:
+        self.model = model
 
     def predict(
-        self,
-        context: PythonModelContext,
-        model_input: "NDArray[np.float32]",
-        params: dict[str, Any] | None = None,
-    ) -> "NDArray[np.float32]":
-        """What the safetensors file predicts."""
-        import torch
-
-        from lab import models
-
-        outputs = models.predict(self.model, torch.from_numpy(model_input))
-        return outputs.numpy()
+        self, model_input: NDArray[np.float32], params: dict[str, Any] | None = None
+    ) -> NDArray[np.float32]:
+        """Features (N, inputs) to outputs (N, outputs): predictions, or logits of the classes."""
+        outputs: NDArray[np.float32]
+        outputs = models.predict(self.model, torch.from_numpy(model_input)).numpy()
+        return outputs
 
 
-mlflow.models.set_model(Served())
+def _load_pyfunc(path: str) -> Served:  # the name that MLflow looks for
+    return Served(models.load(Path(path)))

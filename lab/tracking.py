@@ -6,11 +6,13 @@ Nothing of the user's machine but its platform enters a run: no path, no user na
 import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from typing import Any
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import numpy as np
 from filelock import FileLock
-from mlflow.data.artifact_dataset_sources import LocalArtifactDatasetSource
+from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -33,6 +36,9 @@ from mlflow.types import Schema, TensorSpec
 from lab.files import InputError
 
 SQLITE = "sqlite:///"
+SOURCE = "stages/record.py"
+SERVING = ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch")
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # not each table that it creates
 
 
 def main_root() -> Path:
@@ -124,7 +130,7 @@ def record(
             "git.commit": commit,
             "git.dirty": str(bool(patch)).lower(),
             "mlflow.source.git.commit": commit,
-            "mlflow.source.name": "stages/record.py",
+            "mlflow.source.name": SOURCE,
             **_experiment_tags(),
             **_environment_tags(),
         }
@@ -139,10 +145,10 @@ def record(
                 client.log_text(run_id, patch, "changes.patch")
             for path in data:
                 # MLflow keeps 36 characters of a digest; the tags hold all 64.
-                source = LocalArtifactDatasetSource(path.as_posix())
+                source = CodeDatasetSource({"path": path.as_posix()})
                 dataset = MetaDataset(source, name=path.parent.name, digest=digests[path][:32])
                 mlflow.log_input(dataset, context=path.stem)
-            _log_model(model, *shape)
+            _log_model(client, model, *shape)
     except MlflowException as error:
         reason = " ".join(str(error).split())
         raise InputError(f"MLflow did not take the run of {name}: {reason}") from error
@@ -185,22 +191,25 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _log_model(path: Path, inputs: int, outputs: int) -> None:
+def _log_model(client: mlflow.MlflowClient, path: Path, inputs: int, outputs: int) -> None:
     """Log the safetensors file as a model that `mlflow.pyfunc.load_model` loads anywhere."""
     number = np.dtype(np.float32)
-    mlflow.pyfunc.log_model(
-        name="model",
-        python_model="lab/serving.py",
-        artifacts={"model": path.as_posix()},
-        code_paths=["exact", "lab"],
-        signature=ModelSignature(
-            Schema([TensorSpec(number, (-1, inputs))]), Schema([TensorSpec(number, (-1, outputs))])
-        ),
-        pip_requirements=[
-            f"{name}=={importlib.metadata.version(name)}"
-            for name in ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch")
-        ],
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it wishes for an input example
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module="lab.serving",
+            data_path=path.as_posix(),
+            code_paths=["exact", "lab"],
+            signature=ModelSignature(
+                Schema([TensorSpec(number, (-1, inputs))]),
+                Schema([TensorSpec(number, (-1, outputs))]),
+            ),
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in SERVING],
+        )
+    # MLflow adds the user's name and the path of the script.
+    client.delete_logged_model_tag(logged.model_id, "mlflow.user")
+    client.set_logged_model_tags(logged.model_id, {"mlflow.source.name": SOURCE})
 
 
 def _first_with(client: mlflow.MlflowClient, experiment_id: str, fingerprint: str) -> str | None:
