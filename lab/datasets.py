@@ -75,7 +75,8 @@ def read_regression(path: Path) -> Examples:
             f"{path}: expected a table of numbers: {' '.join(str(error).split())}"
         ) from error
     expected = [f"x{i}" for i in range(1, len(table.columns))] + ["y"]
-    if list(table.columns) != expected or len(expected) < 2 or table.empty:
+    named = isinstance(table.index, pd.RangeIndex)  # else a row is longer than the first
+    if list(table.columns) != expected or len(expected) < 2 or table.empty or not named:
         raise InputError(f"{path}: expected columns x1, x2, …, y and at least one row")
     values = torch.from_numpy(table.to_numpy(copy=True))
     if not torch.isfinite(values).all():

@@ -5,7 +5,6 @@ hidden layer and with ten outputs, softmax regression; else a multilayer percept
 A model's file is complete: it holds the architecture beside the weights.
 """
 
-import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Annotated
@@ -76,15 +75,15 @@ class Network(nn.Sequential):
     Its weights have no values yet: `build` draws them, `load` reads them.
     """
 
-    def __init__(self, architecture: Architecture, seed: int) -> None:
+    def __init__(self, architecture: Architecture, seed: int, device: str = "cpu") -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         width = architecture.inputs
         for i, hidden in enumerate(architecture.hidden, start=1):
-            layers[f"hidden_{i}"] = Linear(width, hidden)
+            layers[f"hidden_{i}"] = Linear(width, hidden, device=device)
             layers[f"activation_{i}"] = ACTIVATIONS[architecture.activation]()
             layers[f"dropout_{i}"] = Dropout(architecture.dropout, seed, i)
             width = hidden
-        layers["output"] = Linear(width, architecture.outputs)
+        layers["output"] = Linear(width, architecture.outputs, device=device)
         super().__init__(layers)
         self.architecture = architecture
 
@@ -124,17 +123,13 @@ def load(path: Path) -> Network:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         architecture = Architecture.model_validate_json(metadata["architecture"])
-        model = Network(architecture, seed=0).eval()
-        model.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        # Without memory of its own, whatever sizes a stranger's file may claim.
+        model = Network(architecture, seed=0, device="meta").eval()
+        model.load_state_dict(tensors, assign=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (
-        safetensors.SafetensorError,
-        KeyError,
-        ValidationError,
-        RuntimeError,
-        json.JSONDecodeError,
-    ) as error:
+    except (safetensors.SafetensorError, KeyError, ValidationError, RuntimeError) as error:
         raise InputError(f"{path}: not a model of this project: {_line(error)}") from error
     for name, tensor in model.state_dict().items():
         if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():

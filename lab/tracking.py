@@ -146,7 +146,9 @@ def record(
             for path in data:
                 # MLflow keeps 36 characters of a digest; the tags hold all 64.
                 source = CodeDatasetSource({"path": path.as_posix()})
-                dataset = MetaDataset(source, name=path.parent.name, digest=digests[path][:32])
+                dataset = MetaDataset(  # type: ignore[abstract]  # as its own documentation does
+                    source, name=path.parent.name, digest=digests[path][:32]
+                )
                 mlflow.log_input(dataset, context=path.stem)
             _log_model(client, model, *shape)
     except MlflowException as error:

@@ -15,6 +15,7 @@ def main() -> None:
     test = datasets.load_test(name)
     model = models.load(folder / "model.safetensors")
     outputs = models.predict(model, test.features)
+    metrics: dict[str, float | None]
     metrics = {f"test_{k}": v for k, v in training.measure(outputs, test.targets).items()}
     if name == "linear_regression":
         metrics |= evaluate_regression(folder, model, outputs, test)

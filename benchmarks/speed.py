@@ -1,0 +1,97 @@
+"""Training speed beside the book's loop, and the pipeline beside one plain script.
+
+All in one run and in turns, so that a slow moment of the machine meets both sides.
+    make bench
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import FashionMNIST
+
+from lab import datasets, models, params, training
+from lab.download import CONTENTS, fetch
+from lab.params import ModelName
+
+ROUNDS = 3
+ROOT = Path(__file__).parent.parent
+
+
+def ours(name: ModelName, p: params.Params) -> float:
+    """Images per second of one epoch of our training, its validation included."""
+    train, validation = datasets.load_training(name, p)
+    model = models.build(models.architecture(name, p), p.seed)
+    settings = p.training(name).model_copy(update={"epochs": 1})
+    started = time.perf_counter()
+    training.train(model, train, validation, settings, p.lr, p.seed)
+    return len(train.targets) / (time.perf_counter() - started)
+
+
+def the_books(name: ModelName, p: params.Params, data: FashionMNIST) -> float:
+    """Images per second of one epoch of the book's loop: dataset, ToTensor, DataLoader."""
+    settings = p.training(name)
+    model = nn.Sequential(nn.Flatten(), models.build(models.architecture(name, p), p.seed))
+    optimizer = torch.optim.SGD(
+        model.parameters(), p.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    started = time.perf_counter()
+    for images, labels in DataLoader(data, settings.batch_size, shuffle=True):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return len(data) / (time.perf_counter() - started)
+
+
+def training_speed(folder: Path) -> None:
+    """Print images per second of both loops for both classifiers."""
+    p = params.load()
+    raw = folder / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for name, contents in fetch(list(CONTENTS), FashionMNIST.mirrors).items():
+        (raw / name.removesuffix(".gz")).write_bytes(contents)
+    data = FashionMNIST(str(folder), transform=transforms.ToTensor())
+    print(f"{'images per second':20} {'ours':>9} {'book':>9} {'ratio':>6}")
+    for model in ("softmax_regression", "mlp"):
+        pairs = [(ours(model, p), the_books(model, p, data)) for _ in range(ROUNDS)]
+        our, their = (statistics.median(side) for side in zip(*pairs, strict=True))
+        print(f"{model:20} {our:9,.0f} {their:9,.0f} {our / their:6.1f}")
+
+
+def pipeline_time(folder: Path) -> None:
+    """Print the seconds of `dvc repro` in a fresh clone, and of the plain script."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    commands = {
+        "pipeline": ["dvc", "repro", "--quiet"],
+        "plain script": [sys.executable, "-m", "benchmarks.plain"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, command in commands.items():
+            clone = folder / "clone"
+            subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+            started = time.perf_counter()
+            subprocess.run(command, cwd=clone, env=environment, check=True)
+            seconds[name].append(time.perf_counter() - started)
+            shutil.rmtree(clone)
+    pipeline, plain = (statistics.median(side) for side in seconds.values())
+    print(f"\n{'seconds':20} {'pipeline':>9} {'plain':>9} {'ratio':>6}")
+    print(f"{'all of it':20} {pipeline:9.0f} {plain:9.0f} {pipeline / plain:6.1f}")
+
+
+if __name__ == "__main__":
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {ROUNDS}\n")
+    for measure in (training_speed, pipeline_time):
+        with tempfile.TemporaryDirectory() as temporary:
+            measure(Path(temporary))

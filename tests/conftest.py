@@ -1,0 +1,104 @@
+"""What several tests need: the real images, and a clone to run the pipeline in."""
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab import download
+from lab.files import InputError
+
+ROOT = Path(__file__).parent.parent
+
+SMALL = {
+    "  epochs: 5 ": "  epochs: 1 ",
+    "  epochs: 15": "  epochs: 1",
+    "  epochs: 20": "  epochs: 1",
+    "  batch_size: 128": "  batch_size: 500",
+    "  batch_size: 256": "  batch_size: 500",
+    "  - 256\n  - 128\n": "  - 16\n",
+}
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the four real archives."""
+    for place in (os.environ.get("FASHION_MNIST_MIRROR"), ROOT / "../shared/fashion-mnist"):
+        if place and all(Path(place, name).exists() for name in download.CONTENTS):
+            return Path(place).resolve()
+    try:
+        contents = download.fetch(list(download.CONTENTS), [])
+    except InputError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("mirror")
+    for name, data in contents.items():
+        (folder / name).write_bytes(gzip.compress(data, 1))
+    return folder
+
+
+class Clone:
+    """A clone of the working tree in which commands run as a user would run them."""
+
+    def __init__(self, folder: Path, mirror: Path) -> None:
+        self.folder = folder
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))
+        }
+        self.environment = kept | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "FASHION_MNIST_MIRROR": str(mirror),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.org",
+            "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@example.org",
+        }  # fmt: skip
+        self.run("git", "clone", "--quiet", str(ROOT), ".")
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, capture_output=True, check=True, text=True,
+        )  # fmt: skip
+        for name in filter(None, listed.stdout.split("\0")):
+            (folder / name).unlink(missing_ok=True)
+            if (ROOT / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        self.commit("the working tree")
+
+    def try_(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command, whatever comes of it."""
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment | environment, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip
+
+    def run(self, *command: str, **environment: str) -> str:
+        """Run a command that must succeed, and return what it printed."""
+        done = self.try_(*command, **environment)
+        assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def commit(self, message: str) -> None:
+        """Commit all that git does not ignore."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", message)
+
+    def edit(self, changes: dict[str, str]) -> None:
+        """Replace parts of params.yaml."""
+        path = self.folder / "params.yaml"
+        text = path.read_text(encoding="utf-8")
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Clone:
+    """A clone with short trainings, nothing run yet."""
+    clone = Clone(tmp_path_factory.mktemp("clone"), mirror)
+    clone.edit(SMALL)
+    clone.commit("short trainings")
+    return clone

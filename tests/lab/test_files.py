@@ -1,0 +1,78 @@
+"""A file is whole or absent, whatever happens while it is written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab import files
+
+
+def fail() -> None:
+    raise RecursionError
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_text(path, "old")
+    with pytest.raises(RecursionError), files.atomic(path) as temporary:
+        temporary.write_text("half of the ne")
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_text(path, "old")
+    script = (
+        "import os, sys, signal, pathlib; from lab import files\n"
+        "with files.atomic(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half of the ne')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, path], check=False)
+    assert killed.returncode == -9
+    assert path.read_text() == "old"
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        files.write_text(tmp_path / "new" / "folder" / "file", "x")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "new/folder/file").stat().st_mode & 0o777 == 0o644
+
+
+def test_tables_read_back_to_the_same_numbers(tmp_path: Path) -> None:
+    rows = [{"epoch": 1.0, "loss": 0.1 + 0.2}, {"epoch": 2.0, "loss": 1e-310}]
+    files.write_csv(tmp_path / "t.csv", rows)
+    assert files.read_csv(tmp_path / "t.csv") == rows
+    files.write_json(tmp_path / "t.json", rows)
+    assert files.read_json(tmp_path / "t.json") == rows
+
+
+@pytest.mark.parametrize("text", ["a,b\n1\n", "a\nx\n", "a\n1,2\n"])
+def test_other_contents_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "t"
+    path.write_text(text)
+    for read in (files.read_csv, files.read_json):
+        with pytest.raises(files.InputError, match="expected"):
+            read(path)
+        with pytest.raises(files.InputError, match="No such file"):
+            read(tmp_path / "none")
+
+
+def test_json_refuses_what_is_no_number(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "t.json", {"loss": float("nan")})
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_sha256_is_that_of_the_contents(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert files.sha256(tmp_path / "abc") == expected

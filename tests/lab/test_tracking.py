@@ -1,0 +1,211 @@
+"""Runs arrive whole in a real MLflow store, and say what they are and nothing else."""
+
+import getpass
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from lab import files, models, tracking
+from lab.files import InputError
+from lab.models import Architecture
+
+HISTORY = [{"epoch": e, "train_loss": 1 / e, "validation_loss": 2 / e} for e in (1.0, 2.0, 3.0)]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "store" / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Callable[..., None]:
+    folder = tmp_path / "result"
+    model = folder / "model.safetensors"
+    models.save(models.build(Architecture(inputs=4, outputs=3, hidden=(5,)), 1), model)
+    files.write_csv(folder / "history.csv", HISTORY)
+    digest = files.sha256(model)
+    data = Path("data/set/train.csv")
+
+    def call(name: str = "mlp", digest: str = digest, **changes: object) -> None:
+        arguments = {
+            "params": {"seed": 1, "lr": 0.03, "hidden": (5,)},
+            "history": HISTORY,
+            "metrics": {"test_loss": 0.5, "test_r2": None},
+            "digests": {Path("results/mlp/model.safetensors"): digest, data: "0" * 64},
+            "data": [data],
+            "artifacts": [folder / "history.csv"],
+            "model": model,
+            "shape": (4, 3),
+        }
+        tracking.record(name, **(arguments | changes))  # type: ignore[arg-type]
+
+    return call
+
+
+def runs(name: str = "mlp") -> list[mlflow.entities.Run]:
+    client = tracking.connect()
+    return client.search_runs([tracking.experiment(client, name)], order_by=["start_time ASC"])
+
+
+def test_a_run_holds_parameters_metrics_tags_data_artifacts_and_model(
+    store: Path, record: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "good-name")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "abc")
+    record()
+    (run,) = runs()
+    client = tracking.connect()
+    assert run.info.status == "FINISHED" and run.info.run_name == "good-name"
+    assert run.data.params == {"seed": "1", "lr": "0.03", "hidden": "5"}
+    losses = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [(m.step, m.value) for m in losses] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert run.data.metrics.keys() == {"train_loss", "validation_loss", "test_loss"}
+
+    tags = run.data.tags
+    assert tags["DVC_EXP_NAME"] == "good-name" and tags["DVC_EXP_BASELINE_REV"] == "abc"
+    assert tags["sha256.data/set/train.csv"] == "0" * 64
+    assert tags["version.torch"].startswith("2.") and tags["platform"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=True, text=True)
+    assert tags["git.commit"] == head.stdout.strip()
+
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("set", "0" * 32)
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert names - {"changes.patch"} == {"history.csv"}
+
+    uri = f"models:/{run.outputs.model_outputs[0].model_id}"
+    x = torch.linspace(-1, 1, 40).view(10, 4)
+    own = models.predict(models.load(tmp_path / "result" / "model.safetensors"), x).numpy()
+    assert np.array_equal(mlflow.pyfunc.load_model(uri).predict(x.numpy()), own)
+
+
+def test_nothing_of_the_machine_but_its_platform_is_in_a_run(
+    store: Path, record: Callable[..., None]
+) -> None:
+    record()
+    (run,) = runs()
+    client = tracking.connect()
+    logged = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    texts = [*run.data.tags.values(), *run.data.params.values(), *logged.tags.values()]
+    texts += [dataset.dataset.source for dataset in run.inputs.dataset_inputs]
+    home, user = str(Path.home()), getpass.getuser()
+    assert not [text for text in texts if str(Path.cwd()) in text or home in text or text == user]
+    assert "mlflow.user" not in run.data.tags and "mlflow.user" not in logged.tags
+
+
+def test_an_equal_result_names_the_run_that_it_reproduces(
+    store: Path, record: Callable[..., None]
+) -> None:
+    record()
+    record()
+    record(digest="f" * 64)
+    first, second, other = runs()
+    assert "reproduces" not in first.data.tags
+    assert second.data.tags["reproduces"] == first.info.run_id
+    assert "reproduces" not in other.data.tags
+
+
+def test_a_run_that_breaks_off_is_marked_failed(store: Path, record: Callable[..., None]) -> None:
+    with pytest.raises(OSError, match="none"):
+        record(artifacts=[Path("none")])
+    assert [run.info.status for run in runs()] == ["FAILED"]
+    record()
+    assert [run.info.status for run in runs()] == ["FAILED", "FINISHED"]
+    assert "reproduces" not in runs()[1].data.tags
+
+
+def test_a_dead_server_is_one_line_and_soon(
+    record: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(InputError, match="MLflow did not take the run of mlp") as error:
+        record()
+    assert time.monotonic() - started < 10
+    assert "\n" not in str(error.value)
+
+
+def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir("/")  # as the folder of a queued experiment is another
+    assert tracking.store_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/my.db")
+    assert tracking.store_uri() == f"sqlite:///{tmp_path}/runs/my.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/my.db")
+    assert tracking.store_uri() == "sqlite:////elsewhere/my.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking.store_uri() == "http://127.0.0.1:5000"
+
+
+def test_artifacts_lie_beside_the_database(store: Path, record: Callable[..., None]) -> None:
+    record()
+    (run,) = runs()
+    assert run.info.artifact_uri.startswith(f"file://{store.parent}/mlartifacts/mlp/")
+
+
+@pytest.mark.slow
+def test_eight_processes_that_meet_at_a_fresh_store_all_find_it_whole(store: Path) -> None:
+    script = "from lab import tracking; c = tracking.connect(); print(tracking.experiment(c, 'x'))"
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    results = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, results
+    assert len({out for out, _ in results}) == 1
+    assert sorted(path.name for path in store.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def git(*arguments: str) -> str:
+    environment = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull}
+    command = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
+    return done.stdout
+
+
+def test_the_patch_is_what_the_working_tree_adds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet")
+    with pytest.raises(InputError, match="git rev-parse"):
+        tracking.git_state()  # no commit yet
+    for name in ("exact/a.py", "lab/b.py", "stages/c.py", "params.yaml", "dvc.lock", "results/m"):
+        files.write_text(Path(name), "old\n")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    commit = git("rev-parse", "HEAD").strip()
+
+    # What the pipeline writes is no change, nor is what is not code and not in git.
+    for name in ("dvc.lock", "results/m", "secret.txt"):
+        files.write_text(Path(name), "new\n")
+    assert tracking.git_state() == (commit, "")
+
+    files.write_text(Path("params.yaml"), "neu\n")
+    files.write_bytes(Path("lab/new.py"), b"x = 1\n")
+    Path("exact/a.py").unlink()
+    status = git("status", "--porcelain")
+    _, patch = tracking.git_state()
+    assert git("status", "--porcelain") == status  # the user's index is untouched
+    assert "secret" not in patch
+
+    git("stash", "--quiet", "--include-untracked")
+    files.write_text(Path("changes.patch"), patch)
+    git("apply", "changes.patch")
+    assert Path("params.yaml").read_text() == "neu\n"
+    assert Path("lab/new.py").read_text() == "x = 1\n"
+    assert not Path("exact/a.py").exists()

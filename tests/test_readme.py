@@ -1,0 +1,34 @@
+"""The README says what is there."""
+
+import re
+from pathlib import Path
+
+from benchmarks import results
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_results_is_that_of_the_metrics() -> None:
+    begin, end = results.MARKS
+    assert README.split(begin)[1].split(end)[0] == results.table()
+
+
+def test_every_make_target_and_file_that_it_names_is_there() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for target in re.findall(r"\bmake ([a-z]+)", README):
+        assert target in targets, target
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
+        assert "://" in path or (ROOT / path).exists(), path
+    for module in re.findall(r"python -m ([a-z.]+)", README):
+        assert Path(ROOT, *module.split(".")).with_suffix(".py").exists(), module
+
+
+def test_every_direct_dependency_is_pinned_and_in_the_lock() -> None:
+    lock = (ROOT / "requirements.txt").read_text()
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.in").read_text().split("\n")]
+    pins = [line for line in lines if line]
+    assert len(pins) > 15
+    for pin in pins:
+        assert re.fullmatch(r"[a-z0-9.-]+==[0-9.]+", pin), pin
+        assert f"\n{pin} \\\n    --hash=sha256:" in lock, pin
