@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint ui bench lock
+.PHONY: help setup repro test lint ui bench verify-exact lock
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -15,8 +15,9 @@ help:  ## list the commands
 # The stamp holds what the environment was built from: while that is unchanged,
 # set-up is one comparison. A moved folder is rebuilt, as scripts hold its path.
 STAMP := .venv/built-from
+SOURCES := { pwd; $(PYTHON) --version; cat requirements.txt; }
 setup:  ## build .venv from requirements.txt (nothing to do while the lock is the same)
-	@{ pwd; cat requirements.txt; } | cmp -s - $(STAMP) || $(MAKE) --no-print-directory environment
+	@$(SOURCES) | cmp -s - $(STAMP) || $(MAKE) --no-print-directory environment
 
 .PHONY: environment
 environment:
@@ -27,7 +28,7 @@ environment:
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.txt > .venv/uv.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.txt
 	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.txt
-	@{ pwd; cat requirements.txt; } > $(STAMP)
+	@$(SOURCES) > $(STAMP)
 
 repro: setup  ## run the pipeline: data, training, evaluation, MLflow runs
 	@dvc repro
@@ -40,11 +41,16 @@ lint: setup  ## check style and types
 	@ruff format --check
 	@mypy
 
-ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000
-	@python -m lab.tracking ui
+PORT ?= 5000
+ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000 (or PORT=…)
+	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
+	  --host 127.0.0.1 --port $(PORT)
 
 bench: setup  ## measure what the README quotes
 	@python -m benchmarks.speed
+
+verify-exact: setup  ## retrain as other machines would, and compare with dvc.lock
+	@python -m benchmarks.surroundings
 
 lock: setup  ## compile requirements.in into requirements.txt
 	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \

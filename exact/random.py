@@ -6,9 +6,8 @@ drawn before it. There is no generator and so no state to lose, share or restore
 
 Bits come from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
 1, 2, 3", SC 2011), in 64-bit integer arithmetic, which wraps alike everywhere.
-Numbers are built from bits by single IEEE operations in a fixed order; `sqrt`,
-`log` and torch's own `randn` and `uniform_` are avoided, as their last bits
-differ between CPUs.
+Numbers are built from bits by single IEEE operations in a fixed order; torch's own
+`randn` and `uniform_` are avoided, as their last bits differ between CPUs.
 """
 
 import hashlib
@@ -16,6 +15,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from exact.functions import log, polynomial, sqrt
 
 __all__ = ["bernoulli", "normal", "permutation", "uniform"]
 
@@ -84,41 +85,12 @@ def _inverse_normal(u: Tensor) -> Tensor:
     """The x at which the standard normal distribution function is u of (0, 1)."""
     q = u - 0.5
     r = 0.180625 - q * q
-    centre = q * (_polynomial(r, _A) / _polynomial(r, _B))  # where |q| <= 0.425
-    t = _sqrt(-_log(torch.minimum(u, 1 - u)))
-    near = _polynomial(t - 1.6, _C) / _polynomial(t - 1.6, _D)  # where t <= 5
-    far = _polynomial(t - 5, _E) / _polynomial(t - 5, _F)
+    centre = q * (polynomial(r, _A) / polynomial(r, _B))  # where |q| <= 0.425
+    t = sqrt(-log(torch.minimum(u, 1 - u)))
+    near = polynomial(t - 1.6, _C) / polynomial(t - 1.6, _D)  # where t <= 5
+    far = polynomial(t - 5, _E) / polynomial(t - 5, _F)
     tail = torch.where(t <= 5, near, far)
     return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -tail, tail))
-
-
-def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """Horner's scheme, constant term first; each product and sum a call of its own."""
-    result = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        result = result * x + coefficient
-    return result
-
-
-def _log(x: Tensor) -> Tensor:
-    """The natural logarithm of normal positive float64, to about 1e-16 of its size.
-
-    x = m · 2^e with m of [sqrt(1/2), sqrt(2)), and log m = 2 artanh((m-1) / (m+1)).
-    """
-    bits = x.view(torch.int64)
-    e = (bits - 0x3FE6A09E667F3BCD) >> 52  # the bits of sqrt(1/2)
-    m = (bits - (e << 52)).view(torch.float64)
-    s = (m - 1) / (m + 1)  # |s| < 0.1716
-    series = _polynomial(s * s, tuple(1 / (2 * k + 1) for k in range(12)))
-    return e.double() * math.log(2) + 2 * s * series
-
-
-def _sqrt(x: Tensor) -> Tensor:
-    """The square root of positive float64 by Heron's method, to 1 unit in the last place."""
-    root = ((x.view(torch.int64) >> 1) + 0x1FF7A3BEA91D9B1B).view(torch.float64)  # within 4 %
-    for _ in range(4):
-        root = 0.5 * (root + x / root)
-    return root
 
 
 _A = (

@@ -1,5 +1,6 @@
 """The data sets: how they are drawn, stored and split. Plain tensors in memory."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +11,9 @@ from torch import Tensor
 
 from exact import random
 from lab.files import InputError, read_json, write_json, write_text
-from lab.params import CLASSES, DATA, ModelName, Params, RegressionData
+from lab.params import CLASSES, FASHION_MNIST, REGRESSION, ModelName, Params, RegressionData
 
 SPLITS = ("train", "validation", "test")
-REGRESSION = DATA["linear_regression"]
-FASHION_MNIST = DATA["mlp"]
 
 
 class Examples(NamedTuple):
@@ -57,8 +56,11 @@ def read_truth(path: Path) -> tuple[list[float], float]:
     """The true weights and bias. Raises InputError for anything but what `write_truth` wrote."""
     truth = read_json(path)
     try:
-        return [float(weight) for weight in truth["weights"]], float(truth["bias"])
-    except (ValueError, KeyError, TypeError) as error:
+        weights, bias = [float(weight) for weight in truth["weights"]], float(truth["bias"])
+        if not all(map(math.isfinite, [*weights, bias])):
+            raise ValueError("a number is NaN or infinite")
+        return weights, bias
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: expected weights and bias: {error}") from error
 
 
@@ -115,9 +117,14 @@ def _fashion_mnist(path: Path) -> Examples:
 def load_training(model: ModelName, params: Params) -> tuple[Examples, Examples]:
     """Examples to train on, and examples for validation. The test set is not read."""
     if model == "linear_regression":
-        return read_regression(REGRESSION / "train.csv"), read_regression(
-            REGRESSION / "validation.csv"
-        )
+        train, validation = (read_regression(REGRESSION / f"{s}.csv") for s in SPLITS[:2])
+        widths = [examples.features.shape[1] for examples in (train, validation)]
+        expected = len(params.regression_data.weights)
+        if widths != [expected] * 2:
+            raise InputError(
+                f"{REGRESSION}: expected {expected} features, train and validation have {widths}"
+            )
+        return train, validation
     examples = _fashion_mnist(FASHION_MNIST / "train.safetensors")
     order = random.permutation(len(examples.targets), params.seed, "validation split")
     held_out = params.fashion_mnist.validation

@@ -1,4 +1,8 @@
-"""What a trained model is worth on examples that it never saw."""
+"""What a trained model is worth on examples that it never saw.
+
+Sums of Python's floats are by math.fsum, which rounds once, and squares by
+multiplication, as `**` uses the platform's own library.
+"""
 
 import math
 from collections.abc import Sequence
@@ -61,8 +65,8 @@ def r_squared(predicted: Tensor, actual: Tensor) -> float | None:
     y = actual.flatten().double().tolist()
     residuals = (actual.double() - predicted.double()).flatten().tolist()
     centre = math.fsum(y) / len(y)
-    variation = math.fsum((value - centre) ** 2 for value in y)
-    return 1 - math.fsum(r**2 for r in residuals) / variation if variation else None
+    variation = math.fsum((value - centre) * (value - centre) for value in y)
+    return 1 - math.fsum(r * r for r in residuals) / variation if variation else None
 
 
 def analytic_solution(examples: Examples) -> list[float]:
@@ -110,4 +114,4 @@ def solutions(learned: Sequence[float], analytic: Sequence[float], true: Sequenc
 
 def distance(a: Sequence[float], b: Sequence[float]) -> float:
     """The Euclidean distance."""
-    return math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+    return math.sqrt(math.fsum((x - y) * (x - y) for x, y in zip(a, b, strict=True)))

@@ -56,8 +56,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the file at once; numbers read back to the same value, NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Replace the file at once; numbers read back to the same value.
+
+    Raises InputError where one is NaN or infinite.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path}: not written, as a number is NaN or infinite") from error
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -106,6 +113,9 @@ def write_tensors(
 
 
 def sha256(path: Path) -> str:
-    """The digest of the contents, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The digest of the contents, as hexadecimal digits. Raises InputError without a file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error

@@ -5,6 +5,7 @@ hidden layer and with ten outputs, softmax regression; else a multilayer percept
 A model's file is complete: it holds the architecture beside the weights.
 """
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Annotated
@@ -99,7 +100,7 @@ def build(architecture: Architecture, seed: int) -> Network:
     model = Network(architecture, seed)
     gain = 2 if architecture.activation == "relu" else 1
     for i, layer in enumerate(linear_layers(model).values()):
-        deviation = (gain / layer.in_features) ** 0.5 if architecture.hidden else 0.01
+        deviation = math.sqrt(gain / layer.in_features) if architecture.hidden else 0.01
         weights = random.normal(tuple(layer.weight.shape), seed, "initial weights", i) * deviation
         layer.weight.data.copy_(weights)
         layer.bias.data.zero_()

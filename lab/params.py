@@ -11,12 +11,10 @@ from lab.files import InputError
 
 ModelName = Literal["linear_regression", "softmax_regression", "mlp"]
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
-DATA: dict[ModelName, Path] = {
-    "linear_regression": Path("data/regression"),
-    "softmax_regression": Path("data/fashion_mnist"),
-    "mlp": Path("data/fashion_mnist"),
-}
+REGRESSION = Path("data/regression")
+FASHION_MNIST = Path("data/fashion_mnist")
 
+Arithmetic = Literal["exact", "native"]
 Activation = Literal["relu", "sigmoid", "tanh"]
 Examples = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -93,6 +91,7 @@ class Params(Strict):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     lr: Annotated[float, Field(gt=0, le=1e6)]
+    arithmetic: Arithmetic
     regression_data: RegressionData
     fashion_mnist: FashionMNIST
     linear_regression: Training
@@ -115,7 +114,7 @@ class Params(Strict):
         section = "regression_data" if model == "linear_regression" else "fashion_mnist"
         data = getattr(self, section).model_dump()
         return (
-            {"seed": self.seed, "lr": self.lr}
+            {"seed": self.seed, "lr": self.lr, "arithmetic": self.arithmetic}
             | self.training(model).model_dump()
             | {f"{section}.{key}": value for key, value in data.items()}
         )

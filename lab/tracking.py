@@ -1,6 +1,8 @@
 """MLflow: where runs are kept, and what one holds.
 
-Nothing of the user's machine but its platform enters a run: no path, no user name.
+A run's parameters, tags and artifacts say nothing of the user's machine but its
+platform: no path, no user name. Only MLflow's own record of where the artifacts of a
+local store lie is a path.
 """
 
 import contextlib
@@ -32,6 +34,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
+from sqlalchemy.exc import SQLAlchemyError
 
 from lab.files import InputError
 
@@ -50,7 +53,8 @@ def store_uri() -> str:
     """MLFLOW_TRACKING_URI, or mlflow.db at the root of the main repository.
 
     A relative sqlite path counts from that root: an experiment's own folder is
-    deleted after it, and the runs would go with it.
+    deleted after it, and the runs would go with it. Raises InputError for a store
+    that cannot be used.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     database = _database(uri)
@@ -58,7 +62,25 @@ def store_uri() -> str:
 
 
 def _database(uri: str) -> Path | None:
-    return main_root() / uri.removeprefix(SQLITE) if uri.startswith(SQLITE) else None
+    """The file of a sqlite store; None for a server."""
+    if not uri.startswith(SQLITE):
+        if not uri.startswith(("http://", "https://", "postgresql")):
+            raise InputError(
+                f"MLFLOW_TRACKING_URI = {uri}: expected sqlite:///FILE or the address of a server"
+            )
+        return None
+    path = main_root() / uri.removeprefix(SQLITE)
+    if set("?%") & set(str(path)):
+        raise InputError(f"{path}: MLflow cannot keep runs at a path with ? or % in it")
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file for MLflow's database, this is a folder")
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                raise InputError(f"{path}: not a sqlite database")
+        if not os.access(path, os.W_OK):
+            raise InputError(f"{path}: MLflow's database cannot be written")
+    return path
 
 
 def connect() -> mlflow.MlflowClient:
@@ -142,7 +164,10 @@ def record(
             for path in artifacts:
                 client.log_artifact(run_id, str(path))
             if patch:
-                client.log_text(run_id, patch, "changes.patch")
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder, "changes.patch")
+                    path.write_bytes(patch)
+                    client.log_artifact(run_id, str(path))
             for path in data:
                 # MLflow keeps 36 characters of a digest; the tags hold all 64.
                 source = CodeDatasetSource({"path": path.as_posix()})
@@ -151,7 +176,7 @@ def record(
                 )
                 mlflow.log_input(dataset, context=path.stem)
             _log_model(client, model, *shape)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"MLflow did not take the run of {name}: {reason}") from error
 
@@ -232,30 +257,46 @@ def fingerprint(digests: Mapping[Path, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def git_state() -> tuple[str, str]:
+def git_state() -> tuple[str, bytes]:
     """The commit, and as a patch what the working tree adds to it.
 
     The patch holds changes to tracked files and new files of the code, but not what
-    the pipeline itself writes; it is empty where the tree is the commit.
+    the pipeline itself writes; it is empty where the tree is the commit. Raises
+    InputError where there is no commit.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # An index of our own, so that the user's stays as it is.
-        index = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}
+        # An index and objects of our own, so that the user's repository stays as it is.
+        environment = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}
 
-        def git(*arguments: str) -> str:
+        def git(*arguments: str) -> bytes:
             command = ["git", *arguments]
             try:
-                done = subprocess.run(command, check=True, capture_output=True, env=index)
+                return subprocess.run(
+                    command, check=True, capture_output=True, env=environment
+                ).stdout
             except (OSError, subprocess.CalledProcessError) as error:
                 reason = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
                 raise InputError(f"{' '.join(command[:2])}: {' '.join(reason.split())}") from error
-            return done.stdout.decode(errors="surrogateescape")
 
-        commit = git("rev-parse", "HEAD").strip()
+        commit = git("rev-parse", "HEAD").decode().strip()
+        objects = Path(os.fsdecode(git("rev-parse", "--git-path", "objects")).rstrip("\n"))
+        environment |= {
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects.absolute()),
+            "GIT_OBJECT_DIRECTORY": folder,
+        }
         git("read-tree", "HEAD")
         git("add", "--update")
-        git("add", "--", "exact", "lab", "stages")
-        patch = git("diff", "--cached", "--binary", "HEAD", "--", ".", ":!dvc.lock", ":!results")
+        git("add", "--", *(code for code in ("exact", "lab", "stages") if Path(code).exists()))
+        # With nothing of the user's own settings in it.
+        plain = [
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-color",
+            "--src-prefix=a/",
+            "--dst-prefix=b/",
+        ]
+        outputs = [":!dvc.lock", ":!results"]
+        patch = git("diff", "--cached", "--binary", *plain, "HEAD", "--", ".", *outputs)
     return commit, patch
 
 

@@ -1,5 +1,6 @@
 """Mini-batch stochastic gradient descent, and what is watched while it runs."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +10,29 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+import exact
 from exact import random
 from lab.datasets import Examples
 from lab.files import InputError
 from lab.models import Network, linear_layers, predict
-from lab.params import Training
+from lab.params import Arithmetic, Training
+
+
+@contextlib.contextmanager
+def arithmetic(kind: Arithmetic) -> Iterator[None]:
+    """Compute exactly, or as PyTorch does on this machine, within the block.
+
+    Raises InputError where exact arithmetic lacks an operation or the machine's support.
+    """
+    if kind == "native":
+        torch.use_deterministic_algorithms(True)
+        yield
+        return
+    try:
+        with exact.mode():
+            yield
+    except (exact.NotExactError, exact.MachineError) as error:
+        raise InputError(f"exact arithmetic: {error}") from error
 
 
 class DivergedError(InputError):
@@ -97,11 +116,7 @@ def train(
                 schedule.step()
 
                 value = loss.item()
-                if not math.isfinite(value):
-                    raise DivergedError(
-                        f"training diverged: the loss is {value} in epoch {epoch}, step {step};"
-                        f" a learning rate below lr = {lr:g} may help"
-                    )
+                _require_finite(value, f"epoch {epoch}, step {step}", lr)
                 loss_sum += value * len(batch)
                 if classify:
                     correct += int((outputs.argmax(1) == targets).sum())
@@ -110,6 +125,7 @@ def train(
                 progress.update()
 
             watched = measure(predict(model, validation.features), validation.targets)
+            _require_finite(watched["loss"], f"epoch {epoch}, in validation", lr)
             row = {"epoch": epoch, "train_loss": loss_sum / n}
             if classify:
                 row["train_accuracy"] = correct / n
@@ -122,7 +138,16 @@ def train(
     return history
 
 
+def _require_finite(loss: float, where: str, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"training diverged: the loss is {loss} in {where};"
+            f" a learning rate below lr = {lr:g} may help"
+        )
+
+
 def _gradient_norm(layer: nn.Module) -> float:
     """The Euclidean norm of the gradient of weights and bias together."""
     gradients = [p.grad for p in layer.parameters() if p.grad is not None]
-    return math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+    norms = [torch.linalg.vector_norm(gradient).item() for gradient in gradients]
+    return math.sqrt(math.fsum(norm * norm for norm in norms))

@@ -5,6 +5,7 @@ This file runs before any of them, so it is where a wrong Python is met.
 
 import argparse
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -31,6 +32,11 @@ def model_argument(description: str) -> "ModelName":
     return model
 
 
+def no_arguments(description: str) -> None:
+    """Refuse arguments where a stage takes none."""
+    argparse.ArgumentParser(description=description).parse_args()
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a stage: a user's mistake or a failing disk is one line and a non-zero exit.
 
@@ -38,10 +44,13 @@ def run(main: Callable[[], None]) -> None:
     """
     from lab.files import InputError
 
+    # As an exception, SIGTERM cleans up on its way: temporary files, an open MLflow run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

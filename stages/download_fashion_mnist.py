@@ -9,13 +9,14 @@ from torchvision.datasets import FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from lab import download, files
-from stages import run
+from stages import no_arguments, run
 
 FOLDER = Path("data/fashion_mnist")
 
 
 def main() -> None:
     """The archives of the first source that delivers in, data/fashion_mnist/ out."""
+    no_arguments("Download Fashion-MNIST.")
     names = [name for name, _ in FashionMNIST.resources]
     contents = download.fetch(names, FashionMNIST.mirrors)
     train_images, train_labels, test_images, test_labels = (contents[name] for name in names)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from lab import datasets, evaluation, files, models, training
+from lab import datasets, evaluation, files, models, params, training
 from stages import model_argument, run
 
 
@@ -14,13 +14,14 @@ def main() -> None:
     folder = Path("results", name)
     test = datasets.load_test(name)
     model = models.load(folder / "model.safetensors")
-    outputs = models.predict(model, test.features)
     metrics: dict[str, float | None]
-    metrics = {f"test_{k}": v for k, v in training.measure(outputs, test.targets).items()}
-    if name == "linear_regression":
-        metrics |= evaluate_regression(folder, model, outputs, test)
-    else:
-        evaluate_classification(folder, outputs, test)
+    with training.arithmetic(params.load().arithmetic):
+        outputs = models.predict(model, test.features)
+        metrics = {f"test_{k}": v for k, v in training.measure(outputs, test.targets).items()}
+        if name == "linear_regression":
+            metrics |= evaluate_regression(folder, model, outputs, test)
+        else:
+            evaluate_classification(folder, outputs, test)
     files.write_json(folder / "metrics.json", metrics)
 
 
@@ -28,13 +29,18 @@ def evaluate_regression(
     folder: Path, model: models.Network, outputs: torch.Tensor, test: datasets.Examples
 ) -> dict[str, float | None]:
     """Write predictions.csv and solution.csv; return R² and the distances between solutions."""
-    weights, bias = datasets.read_truth(datasets.REGRESSION / "truth.json")
+    weights, bias = datasets.read_truth(params.REGRESSION / "truth.json")
     true = [*weights, bias]
     analytic = evaluation.analytic_solution(
-        datasets.read_regression(datasets.REGRESSION / "train.csv")
+        datasets.read_regression(params.REGRESSION / "train.csv")
     )
     layer = models.linear_layers(model)["output"]
     learned = [*layer.weight.flatten().tolist(), *layer.bias.tolist()]
+    if not len(true) == len(analytic) == len(learned):
+        raise files.InputError(
+            f"{params.REGRESSION}: truth.json has {len(true)} parameters, train.csv"
+            f" {len(analytic)}, the model {len(learned)}"
+        )
     files.write_csv(folder / "predictions.csv", evaluation.predicted_values(outputs, test.targets))
     files.write_csv(folder / "solution.csv", evaluation.solutions(learned, analytic, true))
     return {

@@ -4,7 +4,11 @@ The only stage with an effect outside its outputs. The receipt says what was rec
 by its contents, not by time or run, so it is the same wherever the result is.
 """
 
+import math
 from pathlib import Path
+from typing import Any
+
+import safetensors
 
 from lab import files, params, tracking
 from stages import model_argument, run
@@ -15,17 +19,23 @@ def main() -> None:
     name = model_argument("Record one model's results as an MLflow run.")
     p = params.load()
     folder = Path("results", name)
-    data = sorted(params.DATA[name].iterdir())
-    model, metrics, history = (
-        folder / f for f in ("model.safetensors", "metrics.json", "history.csv")
+    if name == "linear_regression":
+        table = "solution.csv"
+        data = [params.REGRESSION / f for f in ("train.csv", "validation.csv", "test.csv")]
+    else:
+        table = "confusion.csv"
+        data = [params.FASHION_MNIST / f for f in ("train.safetensors", "test.safetensors")]
+    model, history, metrics = (
+        folder / f for f in ("model.safetensors", "history.csv", "metrics.json")
     )
-    tables = sorted(folder.glob("*.csv"))
+    tables = [history, folder / "predictions.csv", folder / table]
     digests = {path: files.sha256(path) for path in (*data, *tables, metrics, model)}
+    check_model(model)
     tracking.record(
         name,
         params=p.seen_by(name),
-        history=files.read_csv(history),
-        metrics=files.read_json(metrics),
+        history=read_history(history),
+        metrics=read_metrics(metrics),
         digests=digests,
         data=data,
         artifacts=[*tables, metrics, Path("params.yaml")],
@@ -36,6 +46,35 @@ def main() -> None:
     files.write_json(
         folder / "receipt.json", {"fingerprint": tracking.fingerprint(digests), "sha256": receipt}
     )
+
+
+def check_model(path: Path) -> None:
+    """Raise InputError where the file is not whole; without torch, which takes long to import."""
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            file.keys()
+    except safetensors.SafetensorError as error:
+        raise files.InputError(f"{path}: not a whole safetensors file: {error}") from error
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """One row per epoch, 1 to n. Raises InputError for anything else."""
+    history = files.read_csv(path)
+    epochs = [row.get("epoch") for row in history]
+    if not history or epochs != list(range(1, len(history) + 1)):
+        raise files.InputError(f"{path}: expected a row for each epoch from 1")
+    return history
+
+
+def read_metrics(path: Path) -> dict[str, float | None]:
+    """Finite numbers by name, None where one is undefined. Raises InputError for anything else."""
+    metrics: Any = files.read_json(path)
+    if not isinstance(metrics, dict) or not all(
+        value is None or (type(value) in (int, float) and math.isfinite(value))
+        for value in metrics.values()
+    ):
+        raise files.InputError(f"{path}: expected finite numbers by name")
+    return metrics
 
 
 if __name__ == "__main__":

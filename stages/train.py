@@ -12,7 +12,8 @@ def main() -> None:
     p = params.load()
     train, validation = datasets.load_training(name, p)
     model = models.build(models.architecture(name, p), p.seed)
-    history = training.train(model, train, validation, p.training(name), p.lr, p.seed)
+    with training.arithmetic(p.arithmetic):
+        history = training.train(model, train, validation, p.training(name), p.lr, p.seed)
     models.save(model, Path("results", name, "model.safetensors"))
     files.write_csv(Path("results", name, "history.csv"), history)
 

@@ -15,9 +15,9 @@ from lab.files import InputError
 ROOT = Path(__file__).parent.parent
 
 SMALL = {
-    "  epochs: 5 ": "  epochs: 1 ",
-    "  epochs: 15": "  epochs: 1",
-    "  epochs: 20": "  epochs: 1",
+    "  epochs: 5\n": "  epochs: 1\n",
+    "  epochs: 15\n": "  epochs: 1\n",
+    "  epochs: 20\n": "  epochs: 1\n",
     "  batch_size: 128": "  batch_size: 500",
     "  batch_size: 256": "  batch_size: 500",
     "  - 256\n  - 128\n": "  - 16\n",
@@ -99,6 +99,7 @@ class Clone:
 def clone(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Clone:
     """A clone with short trainings, nothing run yet."""
     clone = Clone(tmp_path_factory.mktemp("clone"), mirror)
+    shutil.copy(clone.folder / "tests/params.yaml", clone.folder / "params.yaml")
     clone.edit(SMALL)
     clone.commit("short trainings")
     return clone

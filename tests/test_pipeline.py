@@ -48,6 +48,20 @@ def ran(output: str) -> set[str]:
     }
 
 
+def test_the_committed_lock_is_in_step_with_the_code(tmp_path: Path, mirror: Path) -> None:
+    status = json.loads(Clone(tmp_path, mirror).run("dvc", "status", "--json"))
+    # Without data and models, which a clone lacks, nothing is to say.
+    assert not {
+        (stage, path)
+        for stage, reasons in status.items()
+        for reason in reasons
+        if isinstance(reason, dict)
+        for path, state in reason.get("changed deps", {}).items()
+        if state != "deleted"
+    }
+    assert not [stage for stage, reasons in status.items() if "changed command" in reasons]
+
+
 def test_repro_makes_everything_and_records_a_run_for_each_model(clone: Clone) -> None:
     assert ran(clone.run("dvc", "repro")) == STAGES
     assert clone.run("dvc", "status").strip() == "Data and pipelines are up to date."
@@ -84,16 +98,20 @@ def both(*models: str) -> set[str]:
     return {f"{verb}@{model}" for verb in ("train", "record") for model in models}
 
 
+ARITHMETIC = both(*MODELS) | {f"evaluate@{model}" for model in MODELS}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
         ("lr: 0.03", "lr: 0.04", both(*MODELS)),
+        ("arithmetic: exact", "arithmetic: native", ARITHMETIC),
         ("seed: 1", "seed: 2", {"generate_regression"} | both(*MODELS)),
         ("noise: 0.01", "noise: 0.02", {"generate_regression"} | both("linear_regression")),
         ("validation: 5000", "validation: 6000", both("softmax_regression", "mlp")),
         ("  - 16\n", "  - 17\n", both("mlp")),
         ("activation: relu", "activation: tanh", both("mlp")),
-        ("epochs: 1 ", "epochs: 2 ", both("linear_regression")),
+        ("batch_size: 10\n", "batch_size: 11\n", both("linear_regression")),
     ],
 )
 def test_a_parameter_changes_the_stages_that_use_it_and_no_other(

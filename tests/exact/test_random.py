@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from exact import random
+from exact import functions, random
 
 # Random123's known answers for philox4x32-10: counter, key, result.
 KNOWN = [
@@ -27,7 +27,7 @@ KNOWN = [
 PERMUTATION = [5, 3, 9, 8, 7, 0, 1, 6, 2, 4]
 UNIFORM = ["0x1.51d66c422677dp-1", "0x1.5f0a4aff359a7p-1", "0x1.cc4f0537c1d0ap-1"]
 NORMAL = ["0x1.a5e9958e26635p-2", "0x1.ef1782930a5edp-2", "0x1.46aea9f41cebdp+0"]
-MANY = "6eae5252adbe2c7c22e1c90386750a3687128e4948cbabcdc803019bf4ba508e"
+MANY = "24c8e0753b58dee0304e1340e6ecde9769560d1a0ce630ec347459f2a220fb7a"
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
@@ -70,10 +70,10 @@ def test_log_and_sqrt_are_true_to_the_last_places() -> None:
     x = torch.cat(
         [random.uniform((5000,), 1, "x") + 2.0**-60, 2.0 ** torch.arange(-1000, 1000).double()]
     )
-    for ours, reference in ((random._log, math.log), (random._sqrt, math.sqrt)):
+    for ours, reference in ((functions.log, math.log), (functions.sqrt, math.sqrt)):
         expected = torch.tensor([reference(value) for value in x.tolist()], dtype=torch.float64)
         error = (ours(x) - expected).abs() / expected.abs().clamp(min=1e-300)
-        assert error.nan_to_num().max() < 5e-16
+        assert error.max() < 5e-16
 
 
 def test_numbers_are_distributed_as_promised() -> None:

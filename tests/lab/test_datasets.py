@@ -9,8 +9,9 @@ from torchvision.datasets import FashionMNIST
 
 from lab import datasets, files, params
 from lab.datasets import Examples
+from tests.conftest import ROOT
 
-P = params.load()
+P = params.load(ROOT / "tests/params.yaml")
 DATA = P.regression_data
 
 

@@ -6,8 +6,8 @@ Real archives and a real HTTP server; only the expected contents are small ones.
 import gzip
 import hashlib
 import http.server
+import re
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -231,11 +231,6 @@ def test_debians_package_delivers_the_true_contents(monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     if not shutil.which("apt-get"):
         pytest.skip("no apt here")
-    simulated = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(URI)"], capture_output=True, check=True
-    )
-    if not simulated.stdout:
-        pytest.skip("apt has no sources")
     monkeypatch.setattr(download, "MIRRORS", ())
     monkeypatch.delenv("FASHION_MNIST_MIRROR", raising=False)
     before = {p: p.stat().st_mtime_ns for p in Path("/var/lib/apt").rglob("*")}
@@ -243,7 +238,9 @@ def test_debians_package_delivers_the_true_contents(monkeypatch: pytest.MonkeyPa
     try:
         contents = download.fetch(names, [])
     except InputError as error:
-        pytest.skip(f"apt reaches no repository: {error}")
+        if re.search("resolve|connect|fetch|not done after|locate package", str(error)):
+            pytest.skip(f"apt reaches no repository: {error}")
+        raise
     assert {name: len(c) for name, c in contents.items()} == {
         "train-labels-idx1-ubyte.gz": 60_008,
         "t10k-labels-idx1-ubyte.gz": 10_008,

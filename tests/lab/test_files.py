@@ -67,7 +67,7 @@ def test_other_contents_are_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_json_refuses_what_is_no_number(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(files.InputError, match="NaN or infinite"):
         files.write_json(tmp_path / "t.json", {"loss": float("nan")})
     assert not (tmp_path / "t.json").exists()
 

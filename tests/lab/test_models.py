@@ -10,12 +10,13 @@ from torch import nn
 
 from lab import files, models, params
 from lab.models import Architecture
+from tests.conftest import ROOT
 
 MLP = Architecture(inputs=20, outputs=3, hidden=(16, 8), activation="tanh", dropout=0.5)
 
 
 def test_the_parameters_become_layers() -> None:
-    p = params.load()
+    p = params.load(ROOT / "tests/params.yaml")
     regression, softmax, mlp = (models.build(models.architecture(m, p), 1) for m in params.MODELS)
     assert [(n, tuple(w.shape)) for n, w in regression.named_parameters()] == [
         ("output.weight", (1, 2)), ("output.bias", (1,)),

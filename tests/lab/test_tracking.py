@@ -126,6 +126,29 @@ def test_a_run_that_breaks_off_is_marked_failed(store: Path, record: Callable[..
     assert "reproduces" not in runs()[1].data.tags
 
 
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("file:./mlruns", "expected sqlite:///FILE or the address of a server"),
+        ("nonsense", "expected sqlite:///FILE"),
+        ("sqlite:///x.db?timeout=5", "with \\? or % in it"),
+        ("sqlite:////pct%41/x.db", "with \\? or % in it"),
+        ("sqlite:///{folder}", "this is a folder"),
+        ("sqlite:///{folder}/junk.db", "not a sqlite database"),
+        ("postgresql://127.0.0.1:9/x", "MLflow did not take the run"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_one_line(
+    record: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    uri: str, reason: str,
+) -> None:  # fmt: skip
+    (tmp_path / "junk.db").write_bytes(b"junk")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(folder=tmp_path))
+    with pytest.raises(InputError, match=reason) as error:
+        record()
+    assert "\n" not in str(error.value)
+
+
 def test_a_dead_server_is_one_line_and_soon(
     record: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,19 +216,21 @@ def test_the_patch_is_what_the_working_tree_adds(
     # What the pipeline writes is no change, nor is what is not code and not in git.
     for name in ("dvc.lock", "results/m", "secret.txt"):
         files.write_text(Path(name), "new\n")
-    assert tracking.git_state() == (commit, "")
+    assert tracking.git_state() == (commit, b"")
 
-    files.write_text(Path("params.yaml"), "neu\n")
+    files.write_bytes(Path("params.yaml"), b"n\xe9u\n")  # not UTF-8
+    for setting in ("color.ui=always", "diff.noprefix=true", "diff.external=true"):
+        git("config", *setting.split("="))
     files.write_bytes(Path("lab/new.py"), b"x = 1\n")
     Path("exact/a.py").unlink()
     status = git("status", "--porcelain")
     _, patch = tracking.git_state()
     assert git("status", "--porcelain") == status  # the user's index is untouched
-    assert "secret" not in patch
+    assert b"secret" not in patch
 
     git("stash", "--quiet", "--include-untracked")
-    files.write_text(Path("changes.patch"), patch)
+    files.write_bytes(Path("changes.patch"), patch)
     git("apply", "changes.patch")
-    assert Path("params.yaml").read_text() == "neu\n"
+    assert Path("params.yaml").read_bytes() == b"n\xe9u\n"
     assert Path("lab/new.py").read_text() == "x = 1\n"
     assert not Path("exact/a.py").exists()

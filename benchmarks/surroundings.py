@@ -1,0 +1,82 @@
+"""Retrain everything as other machines would compute, and compare every output's hash.
+
+    make verify-exact                                # all of it, against the committed dvc.lock
+    python -m benchmarks.surroundings --short        # one epoch each, against the first run
+
+Environment variables make one CPU pass for several: fewer vector instructions, other
+numbers of threads, other code paths of the libraries. Native arithmetic runs beside
+it as the control: it must differ somewhere, else nothing was put to the test. Exits
+with 1 where exact arithmetic differs or native does not.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SURROUNDINGS = {
+    "as this machine is": {},
+    "1 thread": {"OMP_NUM_THREADS": "1"},
+    "2 threads": {"OMP_NUM_THREADS": "2"},
+    "5 threads": {"OMP_NUM_THREADS": "5"},
+    "no AVX in PyTorch": {"ATEN_CPU_CAPABILITY": "default"},
+    "AVX2 in PyTorch": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "AVX-512 in PyTorch": {"ATEN_CPU_CAPABILITY": "avx512"},
+    "compatible MKL": {"MKL_CBWR": "COMPATIBLE"},
+    "SSE4.2 in MKL": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "SSE4.1 in oneDNN": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+
+
+def lock(arithmetic: str, short: bool, surroundings: dict[str, str]) -> bytes:
+    """The dvc.lock that a fresh clone comes to, its trainings and evaluations run anew."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    environment = kept | surroundings | {"PATH": path}
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), folder], check=True)
+        params = Path(folder, "params.yaml")
+        text = params.read_text(encoding="utf-8")
+        text = re.sub(r"^arithmetic: \w+", f"arithmetic: {arithmetic}", text, flags=re.MULTILINE)
+        if short:
+            text = re.sub(r"^  epochs: \d+", "  epochs: 1", text, flags=re.MULTILINE)
+        params.write_text(text, encoding="utf-8")
+        subprocess.run(
+            ["dvc", "repro", "--quiet"], cwd=folder, env=environment, check=True,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return Path(folder, "dvc.lock").read_bytes()
+
+
+def main() -> None:
+    """Print a row for each of the surroundings, with the first digits of dvc.lock's sha256."""
+    parser = argparse.ArgumentParser(description="Compare dvc.lock in changed surroundings.")
+    parser.add_argument("--short", action="store_true", help="one epoch, four surroundings")
+    short = parser.parse_args().short
+    names = list(SURROUNDINGS)
+    names = [names[0], names[1], names[4], names[8]] if short else names
+    print(f"{'surroundings':22} {'exact':12} native")
+    digests: dict[str, list[str]] = {"exact": [], "native": []}
+    for name in names:
+        print(f"{name:22}", end="", flush=True)
+        for arithmetic, column in digests.items():
+            contents = lock(arithmetic, short, SURROUNDINGS[name])
+            column.append(hashlib.sha256(contents).hexdigest()[:10])
+            print(f" {column[-1]:12}", end="", flush=True)
+        print()
+    committed = hashlib.sha256((ROOT / "dvc.lock").read_bytes()).hexdigest()[:10]
+    expected = {digests["exact"][0]} if short else {committed}
+    same, control = set(digests["exact"]) == expected, len(set(digests["native"])) > 1
+    print(f"exact: {'the same everywhere' if same else 'DIFFERENT'}", end="")
+    print("" if short else f", committed is {committed}")
+    print(f"native: {len(set(digests['native']))} different results, the control")
+    sys.exit(0 if same and control else 1)
+
+
+if __name__ == "__main__":
+    main()
