@@ -18,9 +18,10 @@ def accuracy(name: ModelName, seed: int) -> float:
     p = params.load().model_copy(update={"seed": seed})
     train, validation = datasets.load_training(name, p)
     model = models.build(models.architecture(name, p), seed)
-    training.train(model, train, validation, p.training(name), p.lr, seed)
     test = datasets.load_test(name)
-    return training.accuracy(models.predict(model, test.features), test.targets)
+    with training.arithmetic(p.arithmetic):
+        training.train(model, train, validation, p.training(name), p.lr, seed)
+        return training.accuracy(models.predict(model, test.features), test.targets)
 
 
 if __name__ == "__main__":

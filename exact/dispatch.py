@@ -53,7 +53,7 @@ class _Mode(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        form = FORMS.get(func) or (func if func in EXACT else None)
+        form = FORMS.get(func)
         if form is None:
             raise NotExactError(
                 f"{func} has no exact form: use other operations, or leave exact mode for it"
@@ -295,7 +295,34 @@ def _in_place(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return in_place
 
 
-FORMS: dict[Any, Callable[..., Any]] = {
+def _foreach(form: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+    """The form for lists of tensors, with a list or one number as the other operand."""
+
+    def foreach(xs: list[Tensor], other: Any, **kwargs: Any) -> list[Tensor]:
+        others = other if isinstance(other, list) else [other] * len(xs)
+        return [form(x, y, **kwargs) for x, y in zip(xs, others, strict=True)]
+
+    return foreach
+
+
+def _foreach_(form: Callable[..., Tensor]) -> Callable[..., None]:
+    """The form for lists of tensors, in place."""
+    foreach = _foreach(form)
+
+    def in_place(xs: list[Tensor], other: Any, **kwargs: Any) -> None:
+        foreach(xs, other, **kwargs)
+
+    return in_place
+
+
+FORMS: dict[Any, Callable[..., Any]] = {operation: operation for operation in EXACT} | {
+    aten._foreach_add.List: _foreach(_add),
+    aten._foreach_add.Scalar: _foreach(_add),
+    aten._foreach_add_.List: _foreach_(_add_),
+    aten._foreach_add_.Scalar: _foreach_(_add_),
+    aten._foreach_mul.Scalar: _foreach(torch.mul),
+    aten._foreach_mul_.Scalar: _foreach_(Tensor.mul_),
+    aten._foreach_neg.default: lambda xs: [-x for x in xs],
     aten.add.Tensor: _add,
     aten.add.Scalar: _add,
     aten.add_.Tensor: _add_,

@@ -117,7 +117,8 @@ def steps(
 @pytest.mark.parametrize(
     "settings",
     [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"weight_decay": 0.01},
-     {"momentum": 0.9, "dampening": 0.1, "maximize": True}],
+     {"momentum": 0.9, "dampening": 0.1, "maximize": True},
+     {"momentum": 0.9, "weight_decay": 0.01, "foreach": True}],
 )  # fmt: skip
 def test_sgd_does_what_it_does_natively(settings: dict[str, Any]) -> None:
     ours, theirs = steps(exact.mode(), settings), steps(contextlib.nullcontext(), settings)

@@ -136,7 +136,7 @@ def test_parameters_cannot_be_changed_afterwards() -> None:
         params.load(FILE).lr = 1.0  # type: ignore[misc]
 
 
-def test_a_run_logs_all_that_its_model_saw_and_nothing_else() -> None:
+def test_a_run_logs_what_its_model_saw() -> None:
     p = params.load(FILE)
     assert p.seen_by("linear_regression").keys() == {
         "seed", "lr", "arithmetic", "epochs", "batch_size", "momentum", "weight_decay", "lr_schedule",
