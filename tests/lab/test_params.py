@@ -139,7 +139,8 @@ def test_parameters_cannot_be_changed_afterwards() -> None:
 def test_a_run_logs_what_its_model_saw() -> None:
     p = params.load(FILE)
     assert p.seen_by("linear_regression").keys() == {
-        "seed", "lr", "arithmetic", "epochs", "batch_size", "momentum", "weight_decay", "lr_schedule",
+        "seed", "lr", "arithmetic",
+        "epochs", "batch_size", "momentum", "weight_decay", "lr_schedule",
         "regression_data.train", "regression_data.validation", "regression_data.test",
         "regression_data.weights", "regression_data.bias", "regression_data.noise",
     }  # fmt: skip

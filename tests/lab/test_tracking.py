@@ -88,8 +88,9 @@ def test_a_run_holds_parameters_metrics_tags_data_artifacts_and_model(
 
     uri = f"models:/{run.outputs.model_outputs[0].model_id}"
     x = torch.linspace(-1, 1, 40).view(10, 4)
+    model = models.load(tmp_path / "result" / "model.safetensors")
     with exact.mode():
-        own = models.predict(models.load(tmp_path / "result" / "model.safetensors"), x).numpy()
+        own = models.predict(model, x).numpy()
     served = mlflow.pyfunc.load_model(uri)
     assert np.array_equal(served.predict(x.numpy()), own)
     assert np.array_equal(served.predict(x.numpy()[3:4]), own[3:4])  # in any batch
