@@ -3,7 +3,8 @@
 Imports torch and the standard library, and nothing of the project around it.
 """
 
-from exact.dispatch import NotExactError, mode
-from exact.machine import MachineError
+from exact.dispatch import mode
+from exact.errors import MachineError, NotExactError
+from exact.grid import from_bytes
 
-__all__ = ["MachineError", "NotExactError", "mode"]
+__all__ = ["MachineError", "NotExactError", "from_bytes", "mode"]

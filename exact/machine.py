@@ -1,18 +1,20 @@
 """Whether this machine keeps the rules that exactness rests on."""
 
 import functools
+import os
 import sys
 
 import torch
 from torch import Tensor
 
+from exact.errors import MachineError
 from exact.grid import product_bits
 
-__all__ = ["MachineError", "check"]
+__all__ = ["check"]
 
 
-class MachineError(RuntimeError):
-    """This machine, or how it is set up, cannot compute exactly; the message says why."""
+# cuBLAS can emulate float64 by numbers of fewer bits, and reads this when CUDA starts.
+os.environ.setdefault("CUBLAS_EMULATE_DOUBLE_PRECISION", "0")
 
 
 def check(device: str = "cpu") -> None:

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import exact
 from exact import random
 from lab.files import InputError, read_json, write_json, write_text
 from lab.params import CLASSES, FASHION_MNIST, REGRESSION, ModelName, Params, RegressionData
 
+Device = torch.device | str
 SPLITS = ("train", "validation", "test")
 
 
@@ -25,6 +27,10 @@ class Examples(NamedTuple):
 
     features: Tensor
     targets: Tensor
+
+    def to(self, device: Device) -> "Examples":
+        """The same examples, on the device."""
+        return Examples(self.features.to(device), self.targets.to(device))
 
 
 def draw_regression(data: RegressionData, seed: int, split: str) -> Examples:
@@ -108,16 +114,19 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _fashion_mnist(path: Path) -> Examples:
-    """Each image as a row of 784 grey levels of [0, 1]."""
-    images, labels = read_images(path)
-    return Examples(images.flatten(1).float() / torch.tensor(255.0), labels)
+def _grey_levels(images: Tensor, labels: Tensor, device: Device) -> Examples:
+    """Each image as a row of 784 grey levels of [0, 1), multiples of 1/256."""
+    return Examples(exact.from_bytes(images.flatten(1).to(device)), labels.to(device))
 
 
-def load_training(model: ModelName, params: Params) -> tuple[Examples, Examples]:
+def load_training(
+    model: ModelName, params: Params, device: Device = "cpu"
+) -> tuple[Examples, Examples]:
     """Examples to train on, and examples for validation. The test set is not read."""
     if model == "linear_regression":
-        train, validation = (read_regression(REGRESSION / f"{s}.csv") for s in SPLITS[:2])
+        train, validation = (
+            read_regression(REGRESSION / f"{split}.csv").to(device) for split in SPLITS[:2]
+        )
         widths = [examples.features.shape[1] for examples in (train, validation)]
         expected = len(params.regression_data.weights)
         if widths != [expected] * 2:
@@ -125,18 +134,18 @@ def load_training(model: ModelName, params: Params) -> tuple[Examples, Examples]
                 f"{REGRESSION}: expected {expected} features, train and validation have {widths}"
             )
         return train, validation
-    examples = _fashion_mnist(FASHION_MNIST / "train.safetensors")
-    order = random.permutation(len(examples.targets), params.seed, "validation split")
+    images, labels = read_images(FASHION_MNIST / "train.safetensors")
+    order = random.permutation(len(labels), params.seed, "validation split")
     held_out = params.fashion_mnist.validation
     validation, train = (
-        Examples(examples.features[part], examples.targets[part])
+        _grey_levels(images[part], labels[part], device)
         for part in (order[:held_out], order[held_out:])
     )
     return train, validation
 
 
-def load_test(model: ModelName) -> Examples:
+def load_test(model: ModelName, device: Device = "cpu") -> Examples:
     """Examples that no training saw."""
     if model == "linear_regression":
-        return read_regression(REGRESSION / "test.csv")
-    return _fashion_mnist(FASHION_MNIST / "test.safetensors")
+        return read_regression(REGRESSION / "test.csv").to(device)
+    return _grey_levels(*read_images(FASHION_MNIST / "test.safetensors"), device)

@@ -60,7 +60,7 @@ class Dropout(nn.Module):
             1 - self.p, tuple(x.shape), self.seed, "dropout", self.layer, self.calls
         )
         self.calls += 1
-        return x * kept * (1 / (1 - self.p))
+        return x * kept.to(x.device) * (1 / (1 - self.p))
 
 
 class Linear(nn.Linear):

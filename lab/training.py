@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,14 +26,35 @@ def arithmetic(kind: Arithmetic) -> Iterator[None]:
     Raises InputError where exact arithmetic lacks an operation or the machine's support.
     """
     if kind == "native":
+        before = torch.are_deterministic_algorithms_enabled()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which a GPU needs for it
         torch.use_deterministic_algorithms(True)
-        yield
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
         return
     try:
         with exact.mode():
             yield
     except (exact.NotExactError, exact.MachineError) as error:
         raise InputError(f"exact arithmetic: {error}") from error
+
+
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU; the environment's DEVICE=cpu or cuda overrules.
+
+    No parameter of an experiment, as results do not depend on it. Raises InputError for
+    another DEVICE, or a GPU that is not there.
+    """
+    asked = os.environ.get("DEVICE", "")
+    if asked not in ("", "cpu", "cuda"):
+        raise InputError(f"DEVICE: expected cpu or cuda, found {asked}")
+    if asked == "cpu" or not torch.cuda.is_available():
+        if asked == "cuda":
+            raise InputError("DEVICE: cuda is asked for, and PyTorch finds no GPU")
+        return torch.device("cpu")
+    return torch.device("cuda")
 
 
 NORM_EVERY = 10  # steps; at each one it would take a fifth of the time
@@ -42,9 +64,11 @@ class DivergedError(InputError):
     """The loss is no longer a number."""
 
 
-def minibatches(n: int, size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+def minibatches(
+    n: int, size: int, seed: int, epoch: int, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
     """The indices 0 … n-1 in this epoch's own order, `size` at a time; the last may be short."""
-    yield from random.permutation(n, seed, "order of examples", epoch).split(size)
+    yield from random.permutation(n, seed, "order of examples", epoch).to(device).split(size)
 
 
 def squared_loss(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -84,13 +108,14 @@ def measure(outputs: Tensor, targets: Tensor) -> dict[str, float]:
 def train(
     model: Network, train: Examples, validation: Examples, settings: Training, lr: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Train the model in place and return the history, one row per epoch.
+    """Train the model in place, on the device of the examples, and return the history by epoch.
 
     A row holds the epoch (from 1); loss and accuracy on the training examples, as met
     on the way, before each step; both on the validation examples at the epoch's end;
     and per layer the gradient's Euclidean norm, as the mean over every tenth step.
     Raises DivergedError where the loss is NaN or infinite.
     """
+    model.to(train.features.device)
     n, classify = len(train.targets), not train.targets.is_floating_point()
     steps_per_epoch = math.ceil(n / settings.batch_size)
     total = steps_per_epoch * settings.epochs
@@ -113,7 +138,8 @@ def train(
             model.train()
             loss_sum, correct = 0.0, 0
             norms: dict[str, list[float]] = {name: [] for name in layers}
-            for step, batch in enumerate(minibatches(n, settings.batch_size, seed, epoch), start=1):
+            batches = minibatches(n, settings.batch_size, seed, epoch, train.targets.device)
+            for step, batch in enumerate(batches, start=1):
                 features, targets = train.features[batch], train.targets[batch]
                 outputs = model(features)
                 loss = losses(outputs, targets).mean()  # over the actual size of a short batch

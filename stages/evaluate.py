@@ -12,8 +12,8 @@ def main() -> None:
     """The model and data/ in, metrics and tables out."""
     name = model_argument("Evaluate one trained model on its test set.")
     folder = Path("results", name)
-    test = datasets.load_test(name)
-    model = models.load(folder / "model.safetensors")
+    test = datasets.load_test(name, training.device())
+    model = models.load(folder / "model.safetensors").to(test.features.device)
     metrics: dict[str, float | None]
     with training.arithmetic(params.load().arithmetic):
         outputs = models.predict(model, test.features)

@@ -16,6 +16,7 @@ TRUE: dict[str, Callable[[mpmath.mpf], mpmath.mpf]] = {
     "sqrt": mpmath.sqrt,
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
     "tanh": mpmath.tanh,
+    "erf": mpmath.erf,
 }
 
 
@@ -51,6 +52,14 @@ def test_special_values_are_those_of_torch(name: str) -> None:
     ours = getattr(functions, name)(x).float()
     torch.testing.assert_close(ours, getattr(torch, name)(x), rtol=1e-6, atol=0, equal_nan=True)
     assert torch.equal(ours.signbit()[:2], getattr(torch, name)(x).signbit()[:2])
+
+
+def test_the_normal_distribution_function_is_right_far_into_its_tails() -> None:
+    x = torch.linspace(-13, 8, 211)
+    with mpmath.workdps(40):
+        for value, ours in zip(x.tolist(), functions.normal_cdf(x).tolist(), strict=True):
+            true = float(mpmath.ncdf(mpmath.mpf(value)))
+            assert ours == pytest.approx(true, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", TRUE)

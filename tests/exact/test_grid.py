@@ -120,3 +120,48 @@ def test_what_is_not_finite_stays_so_in_its_row(bad: float) -> None:
 def test_extreme_sizes(size: float) -> None:
     x = torch.full((5,), size)
     assert grid.total(x, [0]).item() == 5 * float(x[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 40), k=st.integers(1, 200), m=st.integers(1, 40),
+    spread=st.sampled_from([0, 30, 100]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_product_with_bytes_is_that_of_their_numbers(
+    n: int, k: int, m: int, spread: int, seed: int
+) -> None:
+    """With integer instructions where the CPU has them, as without."""
+    generator = torch.Generator().manual_seed(seed)
+    marked = grid.from_bytes(torch.randint(0, 256, (k, m), generator=generator).to(torch.uint8))
+    a = numbers((n, k), spread, seed)
+    a[0, 0] = [0.0, float("nan"), float("inf"), 1e-45, 3e38][seed % 5]
+    plain = marked.clone()
+    assert grid._bytes(marked) is not None and grid._bytes(plain) is None
+    torch.testing.assert_close(
+        grid.matmul(a, marked), grid.matmul(a, plain), rtol=0, atol=0, equal_nan=True
+    )
+    turned = grid.keep_bytes(marked.t(), marked, Tensor.t)
+    torch.testing.assert_close(
+        grid.matmul(turned, a.t()), grid.matmul(plain.t(), a.t()), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_the_largest_integers_do_not_saturate() -> None:
+    a = torch.full((4, 4096), -1.0)
+    marked = grid.from_bytes(torch.full((4096, 4), 255).to(torch.uint8))
+    assert (grid.matmul(a, marked) == -4096 * 255 / 256).all()
+
+
+def test_a_changed_tensor_is_no_longer_taken_for_its_bytes() -> None:
+    marked = grid.from_bytes(torch.full((3, 2), 255).to(torch.uint8))
+    view = marked[1:]
+    assert grid._bytes(marked) is not None
+    view.add_(1 / 3)
+    assert grid._bytes(marked) is None
+    assert grid.matmul(torch.ones(1, 3), marked)[0, 0] > 3
+
+
+def test_a_huge_number_of_bits_is_not_asked_for() -> None:
+    for k in (1, 2, 3, 784, 65_536, 2**20):
+        a, b = grid.product_bits(k)
+        assert max(a, b) <= 22 and a + b + (k - 1).bit_length() <= 53

@@ -139,7 +139,7 @@ def test_training_and_validation_images_are_a_split_of_the_training_set(
 
 
 def _numbers(examples: Examples) -> list[int]:
-    pixels = (examples.features[:, :2] * 255).round().long()
+    pixels = (examples.features[:, :2] * 256).round().long()
     numbers = (pixels[:, 0] * 256 + pixels[:, 1]).tolist()
     assert examples.targets.tolist() == [number % 10 for number in numbers]
     return [int(number) for number in numbers]

@@ -1,0 +1,11 @@
+"""What can stand in the way of exact results, as one line for the user."""
+
+__all__ = ["MachineError", "NotExactError"]
+
+
+class NotExactError(RuntimeError):
+    """An operation has no exact form; the message names it and says what to do."""
+
+
+class MachineError(RuntimeError):
+    """This machine, or how it is set up, cannot compute exactly; the message says why."""

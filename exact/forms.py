@@ -1,0 +1,347 @@
+"""The exact forms of PyTorch's operations on numbers, sums, products and losses.
+
+Each has the signature of the operation that it stands for, below autograd. Sums and
+functions are computed in float64 and rounded once to the operand's type.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exact import functions, grid
+from exact.errors import NotExactError
+
+__all__ = ["FORMS"]
+
+aten = torch.ops.aten
+
+
+def _dims(dims: Any) -> list[int]:
+    return [dims] if isinstance(dims, int) else list(dims or [])
+
+
+def _add(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+    return torch.add(a, b if alpha == 1 else torch.mul(b, alpha))
+
+
+def _add_(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+    return a.add_(b if alpha == 1 else torch.mul(b, alpha))
+
+
+def _sub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+    return torch.sub(a, b if alpha == 1 else torch.mul(b, alpha))
+
+
+def _sub_(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+    return a.sub_(b if alpha == 1 else torch.mul(b, alpha))
+
+
+def _rsub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+    return torch.sub(torch.as_tensor(b, dtype=a.dtype, device=a.device), a * alpha)
+
+
+def _divisor(a: Tensor, b: Any) -> Tensor:
+    # On a GPU, division by a number or by a tensor on the CPU multiplies by the reciprocal.
+    dtype = torch.result_type(a, b)
+    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+    return torch.as_tensor(b, dtype=dtype, device=a.device)
+
+
+def _div(a: Tensor, b: Any) -> Tensor:
+    return torch.div(a, _divisor(a, b))
+
+
+def _div_(a: Tensor, b: Any) -> Tensor:
+    return a.div_(_divisor(a, b))
+
+
+def _moved(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operation, which moves numbers, and the bytes that they come from."""
+
+    def form(x: Tensor, *args: Any) -> Tensor:
+        return grid.keep_bytes(operation(x, *args), x, lambda bytes_: operation(bytes_, *args))
+
+    return form
+
+
+def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def form(x: Tensor) -> Tensor:
+        return function(x).to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
+
+    return form
+
+
+def _pow(x: Tensor, exponent: float) -> Tensor:
+    """By repeated multiplication, a square root for a half, and one division for a negative."""
+    whole, half = divmod(abs(exponent), 1)
+    if half not in (0, 0.5) or whole > 16:
+        raise NotExactError(
+            f"pow with exponent {exponent} has no exact form: multiples of 1/2 up to 16 have"
+        )
+    result = functions.sqrt(x).to(x.dtype) if half else torch.ones_like(x)
+    for _ in range(int(whole)):
+        result = result * x
+    return result if exponent >= 0 else torch.ones_like(x) / result
+
+
+def _of_integers(operation: Any) -> Callable[..., Tensor]:
+    def form(a: Tensor, b: Any) -> Tensor:
+        result: Tensor = operation(a, b)
+        if result.is_floating_point():
+            raise NotExactError(f"{operation} has no exact form but for integers")
+        return result
+
+    return form
+
+
+def _sum(
+    x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    if not x.is_floating_point() and not (dtype and dtype.is_floating_point):
+        return (
+            torch.sum(x, _dims(dims), keepdim, dtype=dtype) if dims else torch.sum(x, dtype=dtype)
+        )
+    return grid.total(x, _dims(dims), keepdim).to(dtype or x.dtype)
+
+
+def _mean(
+    x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    total = grid.total(x, _dims(dims), keepdim)
+    count = x.numel() // max(total.numel(), 1)
+    return total.div_(torch.full_like(total, count)).to(dtype or x.dtype)
+
+
+def _norm(
+    x: Tensor, order: float = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    if order != 2:
+        raise NotExactError(f"the norm of order {order} has no exact form: that of order 2 has")
+    y = x.double()
+    return functions.sqrt(grid.total(y * y, _dims(dims), keepdim)).to(dtype or x.dtype)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    return grid.matmul(a, b).to(a.dtype)
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    if beta != 1 or alpha != 1:
+        raise NotExactError("addmm with factors has no exact form: multiply apart")
+    return grid.matmul(a, b).add_(bias).to(a.dtype)
+
+
+def _log_softmax64(x: Tensor, dim: int) -> Tensor:
+    if not x.numel():
+        return x.double()
+    shifted = x.to(torch.float64, copy=True).sub_(x.amax(dim, keepdim=True))
+    # The largest exponential is 1, which spares the search for it and makes the sum normal.
+    exponentials = functions.exp_normal(shifted.clamp(min=-700))
+    total = grid.total(exponentials, [dim], keepdim=True, largest=1.0)
+    return shifted.sub_(functions.log_normal(total))
+
+
+def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    return _log_softmax64(x, dim).to(x.dtype)
+
+
+def _log_softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    # As the gradient of the whole: g - softmax · Σg.
+    total = grid.total(grad, [dim], keepdim=True)
+    return (grad.double() - functions.exp(output) * total).to(dtype)
+
+
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    return functions.exp(_log_softmax64(x, dim)).to(x.dtype)
+
+
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """With 0 instead of NaN where all of x is -∞, as attention wants where all is masked."""
+    nothing = (x == -math.inf).all(dim, keepdim=True)
+    return _softmax(x, dim, half_to_float=False).masked_fill_(nothing, 0).to(dtype or x.dtype)
+
+
+def _softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    g, y = grad.double(), output.double()
+    return (y * (g - grid.total(g * y, [dim], keepdim=True))).to(dtype)
+
+
+_NONE, _MEAN, _SUM = 0, 1, 2  # PyTorch's numbers of the kinds of reduction
+
+
+def _kept(target: Tensor, weight: Tensor | None, ignore_index: int, like: Tensor) -> Tensor:
+    """The weight of each example: that of its class, and 0 where it is to be ignored."""
+    chosen = weight[target.clamp(min=0)] if weight is not None else torch.ones_like(like)
+    return torch.where(target == ignore_index, torch.zeros_like(chosen), chosen)
+
+
+def _nll_loss(
+    x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    picked = x.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
+    kept = _kept(target, weight, ignore_index, picked)
+    losses = torch.where(kept == 0, torch.zeros_like(picked), -picked * kept)
+    if reduction == _NONE:
+        return losses, x.new_zeros(())
+    total, weights = grid.total(losses, [0]), grid.total(kept, [0])
+    result = total / weights if reduction == _MEAN else total
+    return result.to(x.dtype), weights.to(x.dtype)
+
+
+def _nll_loss_backward(
+    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
+    ignore_index: int, total_weight: Tensor,
+) -> Tensor:  # fmt: skip
+    kept = _kept(target, weight, ignore_index, x[:, 0])
+    each = -grad * kept
+    if reduction == _MEAN:
+        each = each / total_weight
+    return torch.zeros_like(x).scatter_(1, target.clamp(min=0).unsqueeze(1), each.unsqueeze(1))
+
+
+def _mse_loss(x: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
+    squares = (x - target) * (x - target)
+    if reduction == _NONE:
+        return squares
+    return _mean(squares) if reduction == _MEAN else _sum(squares)
+
+
+def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
+    result = 2 * (x - target) * grad
+    return _div(result, float(x.numel())) if reduction == _MEAN else result
+
+
+def _sigmoid_backward(grad: Tensor, output: Tensor) -> Tensor:
+    return grad * (output * (1 - output))
+
+
+def _tanh_backward(grad: Tensor, output: Tensor) -> Tensor:
+    return grad * (1 - output * output)
+
+
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
+    return x + a * b * value
+
+
+def _addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
+    return x + a / b * value
+
+
+def _lerp(x: Tensor, end: Tensor, weight: float) -> Tensor:
+    return x + (end - x) * weight
+
+
+def _in_place(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def form_(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.copy_(form(x, *args, **kwargs))
+
+    return form_
+
+
+def _foreach(form: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+    """The form for lists of tensors; other operands are lists as long, or one for all."""
+
+    def each(xs: list[Tensor], *others: Any, **kwargs: Any) -> list[Tensor]:
+        columns = [y if isinstance(y, list) else [y] * len(xs) for y in others]
+        return [form(*row, **kwargs) for row in zip(xs, *columns, strict=True)]
+
+    return each
+
+
+def _foreach_(form: Callable[..., Tensor]) -> Callable[..., None]:
+    """The form for lists of tensors, in place."""
+    each = _foreach(form)
+
+    def each_(xs: list[Tensor], *others: Any, **kwargs: Any) -> None:
+        each(xs, *others, **kwargs)
+
+    return each_
+
+
+def _norms(xs: list[Tensor], order: float = 2, dtype: torch.dtype | None = None) -> list[Tensor]:
+    return [_norm(x, order, dtype=dtype) for x in xs]
+
+
+_sqrt = _elementwise(functions.sqrt)
+
+FORMS: dict[Any, Callable[..., Any]] = {
+    aten.index.Tensor: _moved(aten.index.Tensor),
+    aten.t.default: _moved(aten.t.default),
+    # Optimisers update many tensors in one call.
+    aten._foreach_add.List: _foreach(_add),
+    aten._foreach_add.Scalar: _foreach(_add),
+    aten._foreach_add_.List: _foreach_(_add_),
+    aten._foreach_add_.Scalar: _foreach_(_add_),
+    aten._foreach_add_.Tensor: _foreach_(_add_),
+    aten._foreach_mul.Scalar: _foreach(torch.mul),
+    aten._foreach_mul.ScalarList: _foreach(torch.mul),
+    aten._foreach_mul_.Scalar: _foreach_(Tensor.mul_),
+    aten._foreach_mul_.Tensor: _foreach_(Tensor.mul_),
+    aten._foreach_neg.default: _foreach(torch.neg),
+    aten._foreach_sqrt.default: _foreach(_sqrt),
+    aten._foreach_sqrt_.default: _foreach_(_in_place(_sqrt)),
+    aten._foreach_div_.ScalarList: _foreach_(_div_),
+    aten._foreach_lerp_.Scalar: _foreach_(_in_place(_lerp)),
+    aten._foreach_addcmul.Scalar: _foreach(_addcmul),
+    aten._foreach_addcmul_.Scalar: _foreach_(_in_place(_addcmul)),
+    aten._foreach_addcdiv_.Scalar: _foreach_(_in_place(_addcdiv)),
+    aten._foreach_addcdiv_.ScalarList: _foreach_(_in_place(_addcdiv)),
+    aten._foreach_maximum_.List: _foreach_(_in_place(torch.maximum)),
+    aten._foreach_norm.Scalar: _norms,
+    aten.add.Tensor: _add,
+    aten.add.Scalar: _add,
+    aten.add_.Tensor: _add_,
+    aten.add_.Scalar: _add_,
+    aten.sub.Tensor: _sub,
+    aten.sub.Scalar: _sub,
+    aten.sub_.Tensor: _sub_,
+    aten.sub_.Scalar: _sub_,
+    aten.rsub.Scalar: _rsub,
+    aten.rsub.Tensor: _rsub,
+    aten.div.Tensor: _div,
+    aten.div.Scalar: _div,
+    aten.div_.Tensor: _div_,
+    aten.div_.Scalar: _div_,
+    aten.reciprocal.default: lambda x: _div(torch.ones_like(x), x),
+    aten.addcmul.default: _addcmul,
+    aten.addcmul_.default: _in_place(_addcmul),
+    aten.addcdiv.default: _addcdiv,
+    aten.addcdiv_.default: _in_place(_addcdiv),
+    aten.lerp.Scalar: _lerp,
+    aten.lerp_.Scalar: _in_place(_lerp),
+    aten.exp.default: _elementwise(functions.exp),
+    aten.log.default: _elementwise(functions.log),
+    aten.sqrt.default: _sqrt,
+    aten.sqrt_.default: _in_place(_sqrt),
+    aten.erf.default: _elementwise(functions.erf),
+    aten.sigmoid.default: _elementwise(functions.sigmoid),
+    aten.sigmoid_.default: _in_place(_elementwise(functions.sigmoid)),
+    aten.sigmoid_backward.default: _sigmoid_backward,
+    aten.tanh.default: _elementwise(functions.tanh),
+    aten.tanh_.default: _in_place(_elementwise(functions.tanh)),
+    aten.tanh_backward.default: _tanh_backward,
+    aten.pow.Tensor_Scalar: _pow,
+    aten.remainder.Scalar: _of_integers(aten.remainder.Scalar),
+    aten.remainder.Tensor: _of_integers(aten.remainder.Tensor),
+    aten.floor_divide.default: _of_integers(aten.floor_divide.default),
+    aten.sum.default: _sum,
+    aten.sum.dim_IntList: _sum,
+    aten.mean.default: _mean,
+    aten.mean.dim: _mean,
+    aten.linalg_vector_norm.default: _norm,
+    aten.mm.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.addmm.default: _addmm,
+    aten._softmax.default: _softmax,
+    aten._safe_softmax.default: _safe_softmax,
+    aten._softmax_backward_data.default: _softmax_backward,
+    aten._log_softmax.default: _log_softmax,
+    aten._log_softmax_backward_data.default: _log_softmax_backward,
+    aten.nll_loss_forward.default: _nll_loss,
+    aten.nll_loss_backward.default: _nll_loss_backward,
+    aten.mse_loss.default: _mse_loss,
+    aten.mse_loss_backward.default: _mse_loss_backward,
+}

@@ -1,0 +1,149 @@
+"""Every form is right forward and backward, in any layout, and in any order of summation."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+import exact
+from tests.exact.oracle import bits, relaid, true_gradients, value_and_gradients
+
+G = torch.Generator().manual_seed(0)
+X = torch.randn(7, 5, generator=G)
+Y = torch.randn(7, 5, generator=G)
+LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1])
+WEIGHT = torch.tensor([1.0, 0.5, 2.0, 0.0, 1.0])
+
+CASES: dict[str, Callable[[Tensor], Tensor]] = {
+    "add with alpha": lambda x: torch.add(x, Y.to(x.dtype), alpha=0.3),
+    "sub with alpha": lambda x: torch.sub(x, Y.to(x.dtype), alpha=0.3),
+    "rsub": lambda x: 1 - x,
+    "mul": lambda x: x * Y.to(x.dtype) * 0.7,
+    "div by a number": lambda x: x / 3,
+    "div by a tensor": lambda x: x / (Y.to(x.dtype).abs() + 1),
+    "number by tensor": lambda x: 2 / (x.abs() + 1),
+    "addcmul": lambda x: torch.addcmul(x, x, Y.to(x.dtype), value=0.5),
+    "addcdiv": lambda x: torch.addcdiv(x, x, Y.to(x.dtype).abs() + 1, value=0.5),
+    "lerp": lambda x: torch.lerp(x, Y.to(x.dtype), 0.3),
+    "exp": torch.exp,
+    "log": lambda x: torch.log(x.abs() + 0.1),
+    "sqrt": lambda x: torch.sqrt(x.abs() + 0.1),
+    "erf": torch.erf,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "square": torch.square,
+    "cube": lambda x: x**3,
+    "power 0": lambda x: x**0 * x,
+    "root by pow": lambda x: (x.abs() + 0.1) ** 0.5,
+    "sum": torch.sum,
+    "sum of rows": lambda x: x.sum(1),
+    "mean": torch.mean,
+    "mean of columns": lambda x: x.mean(0, keepdim=True),
+    "norm": torch.linalg.vector_norm,
+    "norm of rows": lambda x: torch.linalg.vector_norm(x, dim=1),
+    "mm": lambda x: x @ Y.to(x.dtype).t(),
+    "bmm": lambda x: torch.bmm(x.expand(2, 7, 5), Y.to(x.dtype).t().expand(2, 5, 7)),
+    "linear": lambda x: F.linear(x, Y.to(x.dtype), LABELS.to(x.dtype)),
+    "gather": lambda x: x.gather(1, LABELS.unsqueeze(1).expand(7, 3)),
+    "index": lambda x: x[LABELS],
+    "index_select": lambda x: x.index_select(0, LABELS),
+    "softmax": lambda x: F.softmax(x, 1),
+    "log_softmax": lambda x: F.log_softmax(x, 0),
+    "cross_entropy": lambda x: F.cross_entropy(x, LABELS),
+    "cross_entropy, none": lambda x: F.cross_entropy(x, LABELS, reduction="none"),
+    "cross_entropy, sum": lambda x: F.cross_entropy(x, LABELS, reduction="sum"),
+    "cross_entropy, weights": lambda x: F.cross_entropy(x, LABELS, WEIGHT.to(x.dtype)),
+    "cross_entropy, ignored": lambda x: F.cross_entropy(x, LABELS, ignore_index=1),
+    "mse_loss": lambda x: F.mse_loss(x, Y.to(x.dtype)),
+    "mse_loss, none": lambda x: F.mse_loss(x, Y.to(x.dtype), reduction="none"),
+    "mse_loss, sum": lambda x: F.mse_loss(x, Y.to(x.dtype), reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_are_the_true_ones(name: str) -> None:
+    with exact.mode():
+        ours = value_and_gradients(CASES[name], X)
+    for own, true in zip(ours, value_and_gradients(CASES[name], X.double()), strict=True):
+        assert own.dtype == torch.float32
+        torch.testing.assert_close(own.double(), true, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_agree_with_finite_differences(name: str) -> None:
+    with exact.mode():
+        true_gradients(CASES[name], X.double())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_layout_in_memory_does_not_matter(name: str) -> None:
+    with exact.mode():
+        expected = value_and_gradients(CASES[name], X)
+        for x in relaid(X):
+            assert bits(value_and_gradients(CASES[name], x)) == bits(expected)
+
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: x.sum(1),
+    "mean": lambda x: x.mean(1),
+    "norm": lambda x: torch.linalg.vector_norm(x, dim=1),
+    "softmax of one": lambda x: F.softmax(x, 1)[:, 0] * 0 + F.softmax(x, 1).amax(1),
+    "log_softmax": lambda x: F.log_softmax(x, 1).amax(1),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape[1:]).amax(1),
+    "product": lambda x: x @ x.t(),
+    "mse_loss": lambda x: F.mse_loss(x, 0 * x),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+@settings(max_examples=15, deadline=None)
+@given(
+    k=st.sampled_from([1, 2, 3, 50, 784, 4097]), scale=st.sampled_from([1e-30, 1.0, 1e15]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_order_of_summation_does_not_matter(name: str, k: int, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, k, generator=generator) * scale
+    order = torch.randperm(k, generator=generator)
+    with exact.mode():
+        assert bits([REDUCTIONS[name](x)]) == bits([REDUCTIONS[name](x[:, order])])
+
+
+def test_natively_the_order_of_summation_does_matter() -> None:
+    x = torch.randn(3, 4097, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(4097, generator=torch.Generator().manual_seed(1))
+    different = [name for name, f in REDUCTIONS.items() if bits([f(x)]) != bits([f(x[:, order])])]
+    assert "sum" in different and "product" in different
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (1, 1), (2, 65_536)])
+@pytest.mark.parametrize("name", ["sum", "mean", "product", "mse_loss", "softmax", "linear"])
+def test_shapes_from_empty_to_large(name: str, shape: tuple[int, int]) -> None:
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "softmax": lambda x: F.softmax(x, 0), "linear": lambda x: F.linear(x, x, None)
+    }  # fmt: skip
+    function = (functions | REDUCTIONS)[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with exact.mode():
+        ours = value_and_gradients(function, x)
+    k = max(shape) + 1  # numbers in a sum, whose bits are fewer for it
+    for own, native in zip(ours, value_and_gradients(function, x.double()), strict=True):
+        torch.testing.assert_close(own.double(), native, rtol=1e-4, atol=1e-6 * k, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e15, 1e37])
+def test_extreme_scales(scale: float) -> None:
+    x = X * scale
+    with exact.mode():
+        ours = [x.sum(), x.mean(1), torch.linalg.vector_norm(x), x @ Y.t()]
+    y, z = x.double(), Y.double()
+    true = [y.sum(), y.mean(1), torch.linalg.vector_norm(y), y @ z.t()]
+    for own, value in zip(ours, true, strict=True):
+        # A subnormal number has fewer bits: its last place is 1.4e-45.
+        tolerance = 1e-6 * float(value.abs().max()) + 2e-45
+        assert float((own.double() - value.float().double()).abs().max()) <= tolerance

@@ -1,0 +1,158 @@
+"""Layers are right forward and backward, in any layout, batch and order of summation."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import exact
+from tests.exact.oracle import bits, relaid, true_gradients, value_and_gradients
+
+G = torch.Generator().manual_seed(0)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=G)
+
+
+X = draw(3, 4, 7, 6)
+WORDS = torch.tensor([[1, 2, 1], [0, 1, 3]])
+CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, (6,), w, b), [X, draw(6), draw(6)]),
+    "layer_norm, plain": (lambda x: F.layer_norm(x, (7, 6)), [X]),
+    "layer_norm, whole": (lambda x: F.layer_norm(x, (3, 4, 7, 6)), [X]),
+    "gelu": (F.gelu, [X]),
+    "gelu, tanh": (lambda x: F.gelu(x, approximate="tanh"), [X]),
+    "embedding": (lambda w: F.embedding(WORDS, w), [draw(5, 4)]),
+    "embedding, padding": (lambda w: F.embedding(WORDS, w, padding_idx=1), [draw(5, 4)]),
+    "conv2d": (F.conv2d, [X, draw(5, 4, 3, 3), draw(5)]),
+    "conv2d, all options": (
+        lambda x, w, b: F.conv2d(x, w, b, (2, 3), (1, 2), (2, 1), 2), [X, draw(6, 2, 3, 2), draw(6)]
+    ),
+    "conv2d, wide stride": (lambda x, w: F.conv2d(x, w, None, 3), [X, draw(2, 4, 1, 1)]),
+    "conv2d, margin": (lambda x, w: F.conv2d(x, w, None, 2, 3), [X, draw(2, 4, 1, 1)]),
+    "max_pool2d": (lambda x: F.max_pool2d(x, 2), [X]),
+    "max_pool2d, overlapping": (lambda x: F.max_pool2d(x, 3, 1, 1), [X]),
+    "matmul, batched": (torch.matmul, [draw(2, 3, 5, 4), draw(3, 4, 2)]),
+    "scaled_dot_product_attention": (
+        F.scaled_dot_product_attention, [draw(2, 3, 5), draw(2, 4, 5), draw(2, 4, 5)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradients_are_the_true_ones(name: str) -> None:
+    function, inputs = CASES[name]
+    with exact.mode():
+        ours = value_and_gradients(function, *inputs)
+    true = value_and_gradients(function, *(x.double() for x in inputs))
+    for own, value in zip(ours, true, strict=True):
+        assert own.dtype == torch.float32
+        torch.testing.assert_close(own.double(), value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_agree_with_finite_differences(name: str) -> None:
+    function, inputs = CASES[name]
+    if "padding" in name:
+        pytest.skip("the gradient of the padding is 0 by definition")
+    if "pool" in name:
+        inputs = [torch.arange(inputs[0].numel()).view(inputs[0].shape)]  # without near ties
+    with exact.mode():
+        true_gradients(function, *(x.double() for x in inputs))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_layout_in_memory_does_not_matter(name: str) -> None:
+    function, (x, *others) = CASES[name]
+    with exact.mode():
+        expected = value_and_gradients(function, x, *others)
+        for other in relaid(x):
+            assert bits(value_and_gradients(function, other, *others)) == bits(expected)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "whole" not in n and "embed" not in n
+                                  and "batched" not in n])  # fmt: skip
+def test_an_example_does_not_depend_on_its_batch(name: str) -> None:
+    function, (x, *others) = CASES[name]
+    with exact.mode():
+        if "attention" in name:
+            together = function(x, *others)
+            alone = [function(*(y[i : i + 1] for y in (x, *others))) for i in range(len(x))]
+        else:
+            together, alone = function(x, *others), [function(y, *others) for y in x.split(1)]
+    assert bits([together]) == bits([torch.cat(alone)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 2), groups=st.integers(1, 2), channels=st.integers(1, 2),
+    size=st.tuples(st.integers(3, 7), st.integers(3, 7)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), stride=st.integers(1, 3),
+    padding=st.integers(0, 3), dilation=st.integers(1, 2), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_convolution_is_that_of_float64(
+    n: int, groups: int, channels: int, size: tuple[int, int], kernel: tuple[int, int],
+    stride: int, padding: int, dilation: int, seed: int,
+) -> None:  # fmt: skip
+    reach = [dilation * (k - 1) + 1 for k in kernel]
+    if any(s + 2 * padding < r for s, r in zip(size, reach, strict=True)):
+        return
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, groups * channels, *size, generator=generator)
+    w = torch.randn(2 * groups, channels, *kernel, generator=generator)
+
+    def conv(x: Tensor, w: Tensor) -> Tensor:
+        return F.conv2d(x, w, None, stride, padding, dilation, groups)
+
+    with exact.mode():
+        ours = value_and_gradients(conv, x, w)
+    true = value_and_gradients(conv, x.double(), w.double())
+    for own, value in zip(ours, true, strict=True):
+        torch.testing.assert_close(own.double(), value, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_of_words_does_not_matter_and_natively_it_does() -> None:
+    words = torch.randint(0, 3, (5000,), generator=torch.Generator().manual_seed(1))
+    gradients = torch.randn(5000, 4, generator=torch.Generator().manual_seed(2))
+    order = torch.randperm(5000, generator=torch.Generator().manual_seed(3))
+
+    def gradient(words: Tensor, gradients: Tensor) -> Tensor:
+        weight = torch.zeros(3, 4, requires_grad=True)
+        F.embedding(words, weight).backward(gradients)
+        assert weight.grad is not None
+        return weight.grad
+
+    native = bits([gradient(words, gradients)]) == bits([gradient(words[order], gradients[order])])
+    assert not native  # the control
+    with exact.mode():
+        ours = [gradient(words, gradients), gradient(words[order], gradients[order])]
+    assert bits(ours[:1]) == bits(ours[1:])
+
+
+def test_a_transformer_and_a_convolutional_network_train() -> None:
+    """Plain PyTorch, dropout and initialisation included; the seed decides."""
+
+    def train(seed: int) -> list[bytes]:
+        with exact.mode(seed=seed):
+            models: list[tuple[nn.Module, Tensor]] = [
+                (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(),
+                               nn.Dropout(0.2), nn.Linear(36, 3)), torch.randn(5, 1, 8, 8)),
+                (nn.Sequential(nn.Embedding(9, 8),
+                               nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+                               nn.Flatten(), nn.Linear(32, 3)), torch.randint(0, 9, (5, 4))),
+            ]  # fmt: skip
+            for model, x in models:
+                optimizer = torch.optim.AdamW(model.parameters())
+                for _ in range(3):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), torch.tensor([0, 1, 2, 0, 1])).backward()
+                    optimizer.step()
+        return bits([p.detach() for model, _ in models for p in model.parameters()])
+
+    assert train(1) == train(1)
+    assert train(1) != train(2)  # the control

@@ -1,0 +1,115 @@
+"""Optimisers do what they do natively, to rounding, without the platform's powers."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional as F
+
+import exact
+from exact.optimizers import Base
+
+X = torch.linspace(-2, 2, 35).view(7, 5)
+LABELS = torch.arange(7) % 5
+Make = Callable[..., optim.Optimizer]
+
+
+def steps(context: contextlib.AbstractContextManager[None], make: Make, **settings: Any) -> Tensor:
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 5))
+    for i, p in enumerate(model.parameters()):
+        p.data.copy_(torch.linspace(-1, 1, p.numel()).view(p.shape) * (i + 1) / 4)
+    optimizer = make(model.parameters(), lr=0.01, **settings)
+    schedule = optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.5)
+    with context:
+        for _ in range(20):
+            optimizer.zero_grad()
+            F.cross_entropy(model(X), LABELS).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            schedule.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (optim.SGD, {}),
+        (optim.SGD, {"momentum": 0.9}),
+        (optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        (optim.SGD, {"weight_decay": 0.01}),
+        (optim.SGD, {"momentum": 0.9, "dampening": 0.1, "maximize": True}),
+        (optim.Adam, {}),
+        (optim.Adam, {"weight_decay": 0.1, "amsgrad": True}),
+        (optim.AdamW, {}),
+        (optim.AdamW, {"amsgrad": True, "maximize": True}),
+        (optim.RMSprop, {"eps": 1e-3}),
+        (optim.RMSprop, {"eps": 1e-3, "momentum": 0.9, "centered": True}),
+        (optim.Adagrad, {}),
+    ],
+)
+def test_they_do_what_they_do_natively(make: Make, settings: dict[str, Any], foreach: bool) -> None:
+    settings = settings | {"foreach": foreach}
+    ours = steps(exact.mode(), make, **settings)
+    native = steps(contextlib.nullcontext(), make, **settings)
+    torch.testing.assert_close(ours, native, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW])
+def test_one_tensor_or_many_at_a_time_gives_the_same_bits(make: Make) -> None:
+    single, many = (steps(exact.mode(), make, foreach=foreach) for foreach in (False, True))
+    assert torch.equal(single, many)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 1000, 123_457])
+@pytest.mark.parametrize("beta", [0.9, 0.999, 0.5])
+def test_powers_are_those_of_rational_numbers(beta: float, n: int) -> None:
+    true = float(Fraction(beta) ** n) if n < 2000 else beta**n
+    assert Base(beta) ** n == pytest.approx(true, rel=1e-11)
+    assert (1 - Base(beta) ** 4) ** 0.5 == math.sqrt(1 - (Base(beta) ** 4))
+    assert isinstance(1 - Base(beta), Base)
+
+
+def test_the_optimiser_is_left_with_plain_numbers() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = optim.Adam([weight])
+    with exact.mode():
+        weight.sum().backward()
+        optimizer.step()
+    assert [type(beta) for beta in optimizer.param_groups[0]["betas"]] == [float, float]
+
+
+def test_powers_are_exact_only_under_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by an optimiser that notes the class of its betas."""
+    seen = []
+
+    class Curious(optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            seen.append(type(self.param_groups[0]["betas"][0]))
+            return super().step(closure)
+
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = Curious([weight])
+    weight.sum().backward()
+    optimizer.step()
+    with exact.mode():
+        optimizer.step()
+    assert seen == [float, Base]
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "name"),
+    [(optim.NAdam, {}, "NAdam"), (optim.RAdam, {}, "RAdam"), (optim.Adam, {"fused": True}, "fused"),
+     (optim.SGD, {"fused": True}, "fused")],
+)  # fmt: skip
+def test_what_was_not_checked_is_refused_by_name(
+    make: Make, settings: dict[str, Any], name: str
+) -> None:
+    steps(contextlib.nullcontext(), make, **settings)  # the control
+    with pytest.raises(exact.NotExactError, match=name):
+        steps(exact.mode(), make, **settings)
