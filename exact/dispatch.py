@@ -105,16 +105,15 @@ _REFUSED_TYPES = {torch.float16, torch.bfloat16, torch.complex32, torch.complex6
 _NAMES = """
     alias as_strided detach expand lift_fresh permute select slice split split_with_sizes
     squeeze t transpose unbind unfold unsqueeze view _unsafe_view _reshape_alias diagonal
-    clone copy_ _to_copy contiguous fill_ zero_ resize_
+    clone contiguous fill_ zero_ resize_
     empty empty_like empty_strided full full_like new_empty new_empty_strided new_full
-    new_ones new_zeros ones ones_like zeros zeros_like scalar_tensor arange eye
+    new_ones new_zeros ones ones_like zeros zeros_like scalar_tensor eye
     _local_scalar_dense
     eq ne lt le gt ge isnan isinf where masked_fill masked_fill_ any all equal
     logical_and logical_or logical_not logical_xor
     bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift
     __lshift__ __rshift__ __and__ __or__ __xor__
-    abs abs_ neg neg_ sign sgn relu relu_ threshold_backward clamp clamp_ clamp_min clamp_max
-    maximum minimum max min amax amin argmax argmin aminmax sort topk
+    abs abs_ neg neg_ sign sgn threshold_backward argmax argmin sort topk
     floor ceil trunc round
     gather index index_select embedding cat stack constant_pad_nd flip roll tril triu
     select_backward slice_backward mul mul_ bincount

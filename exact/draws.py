@@ -73,7 +73,7 @@ class Draws:
         return random.permutation(n, *self._key(None)).to(options.get("device"))
 
     def _randint(self, low: int, high: int, size: list[int], **options: Any) -> Tensor:
-        x = torch.empty(size, **{"dtype": torch.int64} | _given(options))
+        x = torch.empty(size, **options | {"dtype": options.get("dtype") or torch.int64})
         return x.copy_(self._random(x, None).mul_(high - low).floor_().add_(low))
 
     def _random_(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -106,7 +106,3 @@ def _refuse(operation: Any) -> Callable[..., Any]:
         raise NotExactError(f"{operation} needs a seed: exact.mode(seed=…)")
 
     return form
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}

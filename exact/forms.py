@@ -62,7 +62,7 @@ def _moved(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The operation, which moves numbers, and the bytes that they come from."""
 
     def form(x: Tensor, *args: Any) -> Tensor:
-        return grid.keep_bytes(operation(x, *args), x, lambda bytes_: operation(bytes_, *args))
+        return grid.move_bytes(x, lambda moved: operation(moved, *args))
 
     return form
 
@@ -131,7 +131,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     if beta != 1 or alpha != 1:
         raise NotExactError("addmm with factors has no exact form: multiply apart")
-    return grid.matmul(a, b).add_(bias).to(a.dtype)
+    return grid.matmul(a, b).add_(bias.double()).to(a.dtype)
 
 
 def _log_softmax64(x: Tensor, dim: int) -> Tensor:
@@ -261,24 +261,96 @@ def _foreach_(form: Callable[..., Tensor]) -> Callable[..., None]:
     return each_
 
 
+def _foreach_add(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> Any:
+    return torch._foreach_add(xs, ys if alpha == 1 else torch._foreach_mul(ys, alpha))
+
+
+def _foreach_add_(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> None:
+    torch._foreach_add_(xs, ys if alpha == 1 else torch._foreach_mul(ys, alpha))
+
+
 def _norms(xs: list[Tensor], order: float = 2, dtype: torch.dtype | None = None) -> list[Tensor]:
     return [_norm(x, order, dtype=dtype) for x in xs]
 
 
 _sqrt = _elementwise(functions.sqrt)
 
+
+def _choice(operation: Any) -> Callable[..., Any]:
+    """The operation, which picks numbers: of 0 and -0, which are equal, it picks either."""
+
+    def form(*args: Any, **kwargs: Any) -> Any:
+        result = operation(*args, **kwargs)
+        for x in result if isinstance(result, tuple) else (result,):
+            if x.is_floating_point():
+                x.add_(0.0)  # makes 0 of -0
+        return result
+
+    return form
+
+
+_CHOICES = """
+    relu relu_ clamp clamp_ clamp_min clamp_max maximum minimum max min amax amin aminmax
+"""
+
+
+def _to_copy(x: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    if dtype is not None and _loses_numbers(x, dtype):
+        x = _within(x, dtype)
+    result: Tensor = aten._to_copy(x, dtype=dtype, **options)
+    return result
+
+
+def _copy_(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return x.copy_(_within(source, x.dtype) if _loses_numbers(source, x.dtype) else source)
+
+
+def _loses_numbers(x: Tensor, dtype: torch.dtype) -> bool:
+    whole = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+    return x.is_floating_point() and whole
+
+
+def _within(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """X with 0 for NaN and the nearest of the integers' ends for what is beyond them.
+
+    Which integer such a number becomes is left to the processor.
+    """
+    limits = torch.iinfo(dtype)
+    top = float(limits.max) if limits.bits < 64 else 2.0**63 - 1024  # a float64 below 2^63
+    y = x.double()
+    return torch.where(y.isnan(), 0.0, y).clamp_(float(limits.min), top)
+
+
+def _arange(start: float, end: float, step: float = 1, **options: Any) -> Tensor:
+    """With fractions, start + i · step in two operations, which the processor may not fuse."""
+    if all(float(value).is_integer() for value in (start, step)):
+        return torch.arange(start, end, step, **options)
+    dtype = options.pop("dtype", None) or torch.get_default_dtype()
+    steps = torch.arange(math.ceil((end - start) / step), **options).double()
+    return steps.mul_(step).add_(start).to(dtype)
+
+
 FORMS: dict[Any, Callable[..., Any]] = {
+    getattr(getattr(aten, name), overload): _choice(getattr(getattr(aten, name), overload))
+    for name in _CHOICES.split()
+    for overload in getattr(aten, name).overloads()
+} | {
+    aten._to_copy.default: _to_copy,
+    aten.copy_.default: _copy_,
+    aten.arange.default: lambda end, **options: _arange(0, end, **options),
+    aten.arange.start: _arange,
+    aten.arange.start_step: _arange,
     aten.index.Tensor: _moved(aten.index.Tensor),
     aten.t.default: _moved(aten.t.default),
     # Optimisers update many tensors in one call.
-    aten._foreach_add.List: _foreach(_add),
+    aten._foreach_add.List: _foreach_add,
     aten._foreach_add.Scalar: _foreach(_add),
-    aten._foreach_add_.List: _foreach_(_add_),
+    aten._foreach_add_.List: _foreach_add_,
     aten._foreach_add_.Scalar: _foreach_(_add_),
     aten._foreach_add_.Tensor: _foreach_(_add_),
-    aten._foreach_mul.Scalar: _foreach(torch.mul),
+    aten._foreach_mul.Scalar: aten._foreach_mul.Scalar,
     aten._foreach_mul.ScalarList: _foreach(torch.mul),
-    aten._foreach_mul_.Scalar: _foreach_(Tensor.mul_),
+    aten._foreach_mul_.Scalar: aten._foreach_mul_.Scalar,
     aten._foreach_mul_.Tensor: _foreach_(Tensor.mul_),
     aten._foreach_neg.default: _foreach(torch.neg),
     aten._foreach_sqrt.default: _foreach(_sqrt),

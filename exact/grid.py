@@ -11,7 +11,6 @@ workers can share them (a maximum over all, a rounding each, a sum over all):
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor
 
 __all__ = [
     "from_bytes",
-    "keep_bytes",
     "matmul",
     "product_bits",
     "scale",
@@ -29,28 +27,29 @@ __all__ = [
 ]
 
 _BITS = 53  # of a float64
-_TOP = 0x7FF  # the exponent field of infinity and NaN
+_EXPONENT = 0x7FF << 52  # its exponent's bits
 
 
 def scale(x: Tensor, dims: list[int]) -> Tensor:
-    """The exponent field of the largest magnitude along `dims`, int64, these kept with size 1.
+    """The largest power of two that a magnitude along `dims` reaches, these kept with size 1.
 
-    Read off the float's bits, as logarithms are rounded differently from machine to
-    machine. Infinity and NaN have the largest field.
+    In float64, and read off the number's bits, as logarithms are rounded differently from
+    machine to machine. 0 where all are 0, infinity where one is infinite or NaN.
     """
     if x.numel() == 0:
         shape = [1 if i in [d % x.dim() for d in dims] else n for i, n in enumerate(x.shape)]
-        return torch.zeros(shape, dtype=torch.int64, device=x.device)
-    return x.abs().amax(dims, keepdim=True).double().view(torch.int64) >> 52
+        return torch.zeros(shape, dtype=torch.float64, device=x.device)
+    largest = x.abs().amax(dims, keepdim=True).double()
+    return (largest.view(torch.int64) & _EXPONENT).view(torch.float64)
 
 
-def snap(x: Tensor, exponent: Tensor, bits: int) -> Tensor:
-    """Return x in float64, rounded half to even to multiples of 2^(E - bits), E > all log2 |x|.
+def snap(x: Tensor, scale: Tensor | float, bits: int) -> Tensor:
+    """Return x in float64, rounded half to even to multiples of 2 · scale / 2^bits.
 
-    By adding and subtracting 1.5 · 2^(E + 52 - bits), whose last place is the grid's
-    step. NaN where the scale is infinite or NaN.
+    By adding and subtracting a number whose last place is the grid's step. NaN where
+    the scale is infinite.
     """
-    shift = (((exponent + (_BITS - bits)).clamp(max=_TOP) << 52) | (1 << 51)).view(torch.float64)
+    shift = scale * (1.5 * 2.0 ** (_BITS - bits))
     return x.to(torch.float64, copy=True).add_(shift).sub_(shift)
 
 
@@ -65,7 +64,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     if b_bytes is not None and _fits_int8(a, b):
         return _int8_product(a, a_bits, b_bytes)
     if a_bytes is not None and _fits_int8(b, a):
-        return _int8_product(b.t(), b_bits, a_bytes.t()).t()
+        # Laid out as products are: of turned operands float64 products are several times slower.
+        return _int8_product(b.t(), b_bits, a_bytes.t()).t().contiguous()
     a = a.double() if a_bytes is not None else snap(a, scale(a, [-1]), a_bits)
     b = b.double() if b_bytes is not None else snap(b, scale(b, [-2]), b_bits)
     return torch.matmul(a, b)
@@ -87,14 +87,17 @@ def from_bytes(x: Tensor) -> Tensor:
     instructions for bytes use these. The mark is an attribute, which indexing and
     transposing under the mode pass on; without it a product is the same, but slower.
     """
-    result = x.float() / 256
-    return _mark(result, (x ^ 0x80).view(torch.int8))  # x - 128, as int8
+    return _from_signed((x ^ 0x80).view(torch.int8))  # x - 128
 
 
-def keep_bytes(result: Tensor, x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mark the result of an operation that moved the numbers of x, if x is marked."""
+def move_bytes(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
+    """The result of an operation that moves numbers, marked if x is."""
     bytes_ = _bytes(x)
-    return result if bytes_ is None else _mark(result, operation(bytes_))
+    return operation(x) if bytes_ is None else _from_signed(operation(bytes_))
+
+
+def _from_signed(bytes_: Tensor) -> Tensor:
+    return _mark(bytes_.float().add_(128).mul_(1 / 256), bytes_)
 
 
 def _mark(x: Tensor, bytes_: Tensor) -> Tensor:
@@ -120,15 +123,21 @@ def _has_int8() -> bool:
     """Whether the CPU multiplies bytes fast and without saturation."""
     if not torch.cpu._is_vnni_supported():
         return False
-    a, b = torch.full((8, 64), -128, dtype=torch.int8), torch.full((64, 8), -128, dtype=torch.int8)
-    return bool((torch._int_mm(a, b) == 128 * 128 * 64).all())
+    # Its libraries can be told not to use them: then sums of two products saturate, in
+    # kernels that depend on the sizes. So probe several with the extremes in all pairs.
+    for n, k, m in ((3, 4, 2), (96, 256, 48), (768, 784, 256)):
+        a = torch.tensor([[127], [-128]]).repeat(n, k)[:n]
+        b = torch.tensor([[127, -128]]).repeat(k, m)[:, :m]
+        products = torch._int_mm(a.to(torch.int8), b.to(torch.int8))
+        if not torch.equal(products.long(), k * a[:, :1] * b[:1]):
+            return False
+    return True
 
 
 def _int8_product(a: Tensor, bits: int, bytes_: Tensor) -> Tensor:
     """The product of a (n, k), rounded, and (bytes + 128) / 256 (k, m), in float64."""
-    exponent = scale(a, [-1])
-    # As integers of 22 bits and a sign, exact in the range of float64: clamped is only 0.
-    factor = ((2045 + bits - exponent).clamp(max=2046) << 52).view(torch.float64)
+    size = scale(a, [-1])
+    factor = 2.0 ** (bits - 1) / size.clamp(min=2.0**-200)  # a row of zeros has no size
     integers = a.to(torch.float64, copy=True).mul_(factor).round_().to(torch.int32)
     # Three digits of base 256 from -128 to 127: i = d0 + 256 d1 + 65536 d2.
     digits = (integers + 0x8080).bitwise_xor_(0x8080)
@@ -139,8 +148,8 @@ def _int8_product(a: Tensor, bits: int, bytes_: Tensor) -> Tensor:
     d0, d1, d2 = torch._int_mm(planes.view(-1, a.shape[1]), bytes_).view(3, len(a), -1)
     total = d2.double().mul_(256).add_(d1).mul_(256).add_(d0)
     total.add_(integers.sum(1, keepdim=True).mul_(128))
-    step = torch.where(exponent == _TOP, math.nan, 1 / (factor * 256))
-    result: Tensor = total.mul_(step)
+    step = size * (2.0 ** (1 - bits) / 256)
+    result: Tensor = total.mul_(step + (step - step))  # NaN where it is infinite
     return result
 
 
@@ -149,18 +158,15 @@ def total(
 ) -> Tensor:
     """The sum along `dims` in float64, of numbers rounded to a grid of 53 - log2(n) bits.
 
-    The grid is that of the largest magnitude, which is searched unless it is given.
+    The grid is that of the largest magnitude, which is searched unless given, as a power of two.
     """
     if not dims:
         dims = list(range(x.dim()))
     n = 1
     for dim in dims:
         n *= x.shape[dim]
-    if largest is None:
-        exponent = scale(x, dims)
-    else:
-        exponent = torch.full((1,) * x.dim(), math.frexp(largest)[1] + 1022, device=x.device)
-    return snap(x, exponent, sum_bits(n)).sum(dims, keepdim=keepdim)
+    size = scale(x, dims) if largest is None else largest
+    return snap(x, size, sum_bits(n)).sum(dims, keepdim=keepdim)
 
 
 def sum_bits(n: int) -> int:

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from exact.functions import log, polynomial, sqrt
 
-__all__ = ["bernoulli", "normal", "permutation", "uniform"]
+__all__ = [
+    "bernoulli", "kaiming_normal", "kaiming_uniform", "normal", "permutation", "uniform",
+    "xavier_normal", "xavier_uniform",
+]  # fmt: skip
 
 _MASK = 0xFFFFFFFF
 
@@ -50,6 +53,50 @@ def permutation(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
 def bernoulli(p: float, shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:
     """True with probability p, to 2^-32, else False."""
     return (_words(math.prod(shape), seed, purpose, *counters) < round(p * 2**32)).view(shape)
+
+
+def kaiming_normal(
+    shape: tuple[int, ...], seed: int, purpose: str, *counters: int, gain: float = math.sqrt(2)
+) -> Tensor:
+    """Weights (outputs, inputs, …) with deviation gain / sqrt(inputs), float64 (He et al. 2015)."""
+    return normal(shape, seed, purpose, *counters).mul_(gain / math.sqrt(_fans(shape)[0]))
+
+
+def kaiming_uniform(
+    shape: tuple[int, ...], seed: int, purpose: str, *counters: int, gain: float = math.sqrt(2)
+) -> Tensor:
+    """The same deviation, uniformly distributed about 0."""
+    return _about_0(gain / math.sqrt(_fans(shape)[0]), shape, seed, purpose, *counters)
+
+
+def xavier_normal(
+    shape: tuple[int, ...], seed: int, purpose: str, *counters: int, gain: float = 1
+) -> Tensor:
+    """Weights (outputs, inputs, …) with deviation gain · sqrt(2 / (inputs + outputs)), float64.
+
+    Glorot and Bengio 2010.
+    """
+    return normal(shape, seed, purpose, *counters).mul_(gain * math.sqrt(2 / sum(_fans(shape))))
+
+
+def xavier_uniform(
+    shape: tuple[int, ...], seed: int, purpose: str, *counters: int, gain: float = 1
+) -> Tensor:
+    """The same deviation, uniformly distributed about 0."""
+    return _about_0(gain * math.sqrt(2 / sum(_fans(shape))), shape, seed, purpose, *counters)
+
+
+def _about_0(
+    deviation: float, shape: tuple[int, ...], seed: int, purpose: str, *counters: int
+) -> Tensor:
+    draw = uniform(shape, seed, purpose, *counters).mul_(2).sub_(1)
+    return draw.mul_(math.sqrt(3) * deviation)
+
+
+def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many inputs each output has, and outputs each input."""
+    field = math.prod(shape[2:])
+    return shape[1] * field, shape[0] * field
 
 
 def _words(n: int, seed: int, purpose: str, *counters: int) -> Tensor:

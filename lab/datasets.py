@@ -11,7 +11,7 @@ from torch import Tensor
 
 import exact
 from exact import random
-from lab.files import InputError, read_json, write_json, write_text
+from lab.files import InputError, one_line, read_json, write_json, write_text
 from lab.params import CLASSES, FASHION_MNIST, REGRESSION, ModelName, Params, RegressionData
 
 Device = torch.device | str
@@ -79,9 +79,7 @@ def read_regression(path: Path) -> Examples:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(
-            f"{path}: expected a table of numbers: {' '.join(str(error).split())}"
-        ) from error
+        raise InputError(f"{path}: expected a table of numbers: {one_line(error)}") from error
     expected = [f"x{i}" for i in range(1, len(table.columns))] + ["y"]
     named = isinstance(table.index, pd.RangeIndex)  # else a row is longer than the first
     if list(table.columns) != expected or len(expected) < 2 or table.empty or not named:

@@ -23,7 +23,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from lab.files import InputError
+from lab.files import InputError, one_line
 
 # Name of the archive: size and sha256 of its decompressed contents.
 CONTENTS = {
@@ -154,7 +154,7 @@ def _reason(error: BaseException) -> str:
         if not isinstance(cause, BaseException):
             break
         error = cause
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 def _debian_package(folder: Path) -> Path:

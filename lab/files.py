@@ -21,6 +21,11 @@ class InputError(Exception):
     exit_code = 1
 
 
+def one_line(error: object) -> str:
+    """What the error says, without line breaks."""
+    return " ".join(str(error).split())
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which becomes `path` when the block ends well.

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from exact import random
-from lab.files import InputError, write_tensors
+from lab.files import InputError, one_line, write_tensors
 from lab.params import Activation, ModelName, Params, Share, Strict, Widths
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -98,10 +98,13 @@ def build(architecture: Architecture, seed: int) -> Network:
     half of what it gets, and sqrt(1 / inputs) for tanh and sigmoid (LeCun et al. 1998).
     """
     model = Network(architecture, seed)
-    gain = 2 if architecture.activation == "relu" else 1
+    gain = math.sqrt(2) if architecture.activation == "relu" else 1.0
     for i, layer in enumerate(linear_layers(model).values()):
-        deviation = math.sqrt(gain / layer.in_features) if architecture.hidden else 0.01
-        weights = random.normal(tuple(layer.weight.shape), seed, "initial weights", i) * deviation
+        shape, key = tuple(layer.weight.shape), (seed, "initial weights", i)
+        if architecture.hidden:
+            weights = random.kaiming_normal(shape, *key, gain=gain)
+        else:
+            weights = random.normal(shape, *key) * 0.01
         layer.weight.data.copy_(weights)
         layer.bias.data.zero_()
     return model
@@ -131,7 +134,7 @@ def load(path: Path) -> Network:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (safetensors.SafetensorError, KeyError, ValidationError, RuntimeError) as error:
-        raise InputError(f"{path}: not a model of this project: {_line(error)}") from error
+        raise InputError(f"{path}: not a model of this project: {one_line(error)}") from error
     for name, tensor in model.state_dict().items():
         if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} should be finite float32 numbers")
@@ -147,7 +150,3 @@ def predict(model: Network, features: Tensor) -> Tensor:
     with torch.no_grad():
         outputs: Tensor = model(features)
     return outputs
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -36,7 +36,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-from lab.files import InputError
+from lab.files import InputError, one_line
 
 SQLITE = "sqlite:///"
 SOURCE = "stages/record.py"
@@ -177,7 +177,7 @@ def record(
                 mlflow.log_input(dataset, context=path.stem)
             _log_model(client, model, *shape)
     except (MlflowException, SQLAlchemyError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"MLflow did not take the run of {name}: {reason}") from error
 
 
@@ -276,7 +276,7 @@ def git_state() -> tuple[str, bytes]:
                 ).stdout
             except (OSError, subprocess.CalledProcessError) as error:
                 reason = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
-                raise InputError(f"{' '.join(command[:2])}: {' '.join(reason.split())}") from error
+                raise InputError(f"{' '.join(command[:2])}: {one_line(reason)}") from error
 
         commit = git("rev-parse", "HEAD").decode().strip()
         objects = Path(os.fsdecode(git("rev-parse", "--git-path", "objects")).rstrip("\n"))

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exact
+from benchmarks.probe import FROZEN
+from tests.conftest import ROOT
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(7, 5, generator=G)
@@ -58,32 +60,42 @@ def test_what_has_no_exact_form_is_refused_by_name(
         operation()
 
 
+def test_of_equal_zeros_the_positive_one_is_chosen() -> None:
+    zeros = torch.tensor([0.0, -0.0] * 9)
+    with exact.mode():
+        results = [
+            zeros.relu(), zeros.clamp(min=0), zeros.clamp(max=0), torch.maximum(zeros, -zeros),
+            torch.minimum(zeros, -zeros), zeros.max(), zeros.amin(0), zeros.max(0).values,
+            zeros.clone().relu_(),
+        ]  # fmt: skip
+    assert (-zeros).signbit().any()  # the control
+    assert not any(bool(result.signbit().any()) for result in results)
+
+
+def test_numbers_that_are_no_integers_are_cast_alike_everywhere() -> None:
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 2.7, -2.7])
+    with exact.mode():
+        assert x.long().tolist() == [0, 2**63 - 1024, -(2**63), 2**63 - 1024, -(2**63), 2, -2]
+        assert x.int().tolist() == [0, 2**31 - 1, -(2**31), 2**31 - 1, -(2**31), 2, -2]
+        assert x.to(torch.uint8).tolist() == [0, 255, 0, 255, 0, 2, 0]
+        assert torch.zeros(7, dtype=torch.int32).copy_(x).tolist() == x.int().tolist()
+        assert x.bool().all()
+
+
+@pytest.mark.parametrize("step", [1, 2.0, 0.1, -0.25, 0.003])
+def test_a_range_is_computed_in_two_operations(step: float) -> None:
+    with exact.mode():
+        ours = torch.arange(1, 1 + 70 * step, step, dtype=torch.float64)
+    assert ours.tolist() == [1 + i * step for i in range(len(ours))]
+    torch.testing.assert_close(ours, torch.arange(1, 1 + 70 * step, step, dtype=torch.float64))
+
+
 def test_the_mode_ends_with_its_block() -> None:
     with exact.mode():
         pass
     torch.sin(X)
 
 
-SCRIPT = """
-import hashlib, torch
-from torch.nn import functional as F
-import contextlib, sys, exact
-from exact import random
-model = torch.nn.Sequential(torch.nn.Linear(200, 64), torch.nn.Tanh(), torch.nn.Linear(64, 10))
-for i, p in enumerate(model.parameters()):
-    p.data.copy_(random.normal(tuple(p.shape), 1, "weights", i) * 0.1)
-x, y = random.normal((300, 200), 1, "x").float(), torch.arange(300) % 10
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-with exact.mode() if sys.argv[1] == "exact" else contextlib.nullcontext():
-    for _ in range(10):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-bits = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
-print(hashlib.sha256(bits).hexdigest())
-"""
-# A change of this is a change of every result in dvc.lock.
-FROZEN = "c56a1742a0ceaa0010b925d8fba62271a6b1497cfc08c6e13ef06b06a97fdd95\n"
 SURROUNDINGS: list[dict[str, str]] = [
     {},
     {"OMP_NUM_THREADS": "1"},
@@ -98,13 +110,13 @@ SURROUNDINGS: list[dict[str, str]] = [
 @pytest.mark.slow
 def test_training_gives_the_same_bits_in_changed_surroundings_and_natively_it_does_not() -> None:
     def digests(arithmetic: str) -> set[str]:
-        command = [sys.executable, "-c", SCRIPT, arithmetic]
+        command = [sys.executable, "-m", "benchmarks.probe", arithmetic]
         return {
             subprocess.run(
-                command, env=os.environ | surroundings, capture_output=True, check=True
-            ).stdout.decode()
+                command, cwd=ROOT, env=os.environ | surroundings, capture_output=True, check=True
+            ).stdout.split()[0].decode()
             for surroundings in SURROUNDINGS
-        }
+        }  # fmt: skip
 
     assert digests("exact") == {FROZEN}
     assert len(digests("native")) > 1  # the control

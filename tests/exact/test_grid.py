@@ -140,7 +140,7 @@ def test_a_product_with_bytes_is_that_of_their_numbers(
     torch.testing.assert_close(
         grid.matmul(a, marked), grid.matmul(a, plain), rtol=0, atol=0, equal_nan=True
     )
-    turned = grid.keep_bytes(marked.t(), marked, Tensor.t)
+    turned = grid.move_bytes(marked, Tensor.t)
     torch.testing.assert_close(
         grid.matmul(turned, a.t()), grid.matmul(plain.t(), a.t()), rtol=0, atol=0, equal_nan=True
     )
