@@ -4,7 +4,6 @@ All in one run and in turns, so that a slow moment of the machine meets both sid
     make bench
 """
 
-import os
 import shutil
 import statistics
 import subprocess
@@ -19,23 +18,34 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import FashionMNIST
 
+import exact
+from benchmarks.clones import clone, environment
 from lab import datasets, models, params, training
+from lab.datasets import Examples
 from lab.download import CONTENTS, fetch
 from lab.params import Arithmetic, ModelName
 
 ROUNDS = 3
-ROOT = Path(__file__).parent.parent
+STEPS = 20
 
 
 def ours(name: ModelName, p: params.Params, arithmetic: Arithmetic) -> float:
     """Images per second of one epoch of our training, its validation included."""
     train, validation = datasets.load_training(name, p)
+    return len(train.targets) / seconds(name, p, arithmetic, train, validation)
+
+
+def seconds(
+    name: ModelName, p: params.Params, arithmetic: Arithmetic, train: Examples,
+    validation: Examples,
+) -> float:  # fmt: skip
+    """The time of one epoch."""
     model = models.build(models.architecture(name, p), p.seed)
     settings = p.training(name).model_copy(update={"epochs": 1})
     started = time.perf_counter()
     with training.arithmetic(arithmetic):
         training.train(model, train, validation, settings, p.lr, p.seed)
-    return len(train.targets) / (time.perf_counter() - started)
+    return time.perf_counter() - started
 
 
 def the_books(name: ModelName, p: params.Params, data: FashionMNIST) -> float:
@@ -73,10 +83,32 @@ def training_speed(folder: Path) -> None:
         print(f"{'  times the book':20} {exact / book:9.1f} {native / book:9.1f}")
 
 
+def head(examples: Examples, n: int) -> Examples:
+    """The first n examples."""
+    with exact.mode():  # which keeps what is known of their bytes
+        return Examples(*(x[torch.arange(n)] for x in examples))
+
+
+def growth() -> None:
+    """Print how long a step takes as the hidden layer and the batch grow, and the ratio."""
+    p = params.load()
+    train, _ = datasets.load_training("mlp", p)
+    print(f"\n{'milliseconds a step':20} {'exact':>9} {'native':>9} {'ratio':>6}")
+    for width, batch in [(w, 256) for w in (64, 256, 1024, 4096)] + [(256, b) for b in (64, 1024)]:
+        wide = p.mlp.model_copy(update={"hidden": (width,), "batch_size": batch, "epochs": 1})
+        q = p.model_copy(update={"mlp": wide})
+        few, one = head(train, STEPS * batch), head(train, 1)
+        rounds = [
+            [seconds("mlp", q, kind, few, one) / STEPS for kind in ("exact", "native")]
+            for _ in range(ROUNDS + 1)
+        ][1:]  # the first warms up
+        exact, native = (1000 * statistics.median(side) for side in zip(*rounds, strict=True))
+        name = f"width {width}, batch {batch}"
+        print(f"{name:20} {exact:9.1f} {native:9.1f} {exact / native:6.1f}")
+
+
 def pipeline_time(folder: Path) -> None:
     """Print the seconds of `dvc repro` in a fresh clone, and of the plain script."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     commands = {
         "pipeline": ["dvc", "repro", "--quiet"],
         "plain script": [sys.executable, "-m", "benchmarks.plain"],
@@ -84,12 +116,12 @@ def pipeline_time(folder: Path) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(ROUNDS):
         for name, command in commands.items():
-            clone = folder / "clone"
-            subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+            checkout = folder / "clone"
+            clone(checkout)
             started = time.perf_counter()
-            subprocess.run(command, cwd=clone, env=environment, check=True)
+            subprocess.run(command, cwd=checkout, env=environment(), check=True)
             seconds[name].append(time.perf_counter() - started)
-            shutil.rmtree(clone)
+            shutil.rmtree(checkout)
     pipeline, plain = (statistics.median(side) for side in seconds.values())
     print(f"\n{'seconds':20} {'pipeline':>9} {'plain':>9} {'ratio':>6}")
     print(f"{'all of it':20} {pipeline:9.0f} {plain:9.0f} {pipeline / plain:6.1f}")
@@ -97,6 +129,8 @@ def pipeline_time(folder: Path) -> None:
 
 if __name__ == "__main__":
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {ROUNDS}\n")
-    for measure in (training_speed, pipeline_time):
-        with tempfile.TemporaryDirectory() as temporary:
-            measure(Path(temporary))
+    with tempfile.TemporaryDirectory() as temporary:
+        training_speed(Path(temporary))
+    growth()
+    with tempfile.TemporaryDirectory() as temporary:
+        pipeline_time(Path(temporary))

@@ -22,7 +22,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from exact import forms, layers, machine, optimizers
 from exact.draws import Draws
@@ -42,6 +42,13 @@ def mode(seed: int | None = None) -> Iterator[None]:
     the machine does not keep the rules of IEEE 754 that exactness rests on.
     """
     machine.check()
+    if active := _active():  # in a block within a block only the draws change
+        outer, active.forms = active.forms, FORMS | Draws(seed).forms
+        try:
+            yield
+        finally:
+            active.forms = outer
+        return
     hooks = (
         register_optimizer_step_pre_hook(optimizers.before_step),
         register_optimizer_step_post_hook(optimizers.after_step),
@@ -55,6 +62,11 @@ def mode(seed: int | None = None) -> Iterator[None]:
             hook.remove()
 
 
+def _active() -> "_Mode | None":
+    stack = _get_current_dispatch_mode_stack()
+    return next((mode for mode in stack if isinstance(mode, _Mode)), None)
+
+
 class _Mode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -64,7 +76,7 @@ class _Mode(TorchDispatchMode):
 
     def __init__(self, draws: Draws) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._forms = FORMS | draws.forms
+        self.forms = FORMS | draws.forms
         self._known: set[tuple[torch.dtype, str]] = set()  # types and devices, once checked
 
     def __torch_dispatch__(
@@ -74,16 +86,24 @@ class _Mode(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        form = self._forms.get(func)
+        form = self.forms.get(func)
         if form is None:
-            raise NotExactError(
-                f"{func} has no exact form: use other operations, or leave exact mode for it"
-            )
+            return self._by_parts(func, args, kwargs or {})
         result = form(*args, **(kwargs or {}))
         touched = args[0] if result is None and args else result  # updates in place return nothing
         for x in touched if isinstance(touched, (list, tuple)) else (touched,):
             if isinstance(x, Tensor) and (x.dtype, x.device.type) not in self._known:
                 self._require_real_numbers(func, x)
+        return result
+
+    def _by_parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operation without a form is made of, as it comes in inference mode."""
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is NotImplemented:
+            raise NotExactError(
+                f"{func} has no exact form: use other operations, or leave exact mode for it"
+            )
         return result
 
     def _require_real_numbers(self, func: Any, x: Tensor) -> None:
@@ -116,7 +136,7 @@ _NAMES = """
     abs abs_ neg neg_ sign sgn threshold_backward argmax argmin sort topk
     floor ceil trunc round
     gather index index_select embedding cat stack constant_pad_nd flip roll tril triu
-    select_backward slice_backward mul mul_ bincount
+    select_backward slice_backward mul mul_
 """
 EXACT = {
     getattr(getattr(aten, name), overload)

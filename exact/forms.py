@@ -87,6 +87,12 @@ def _pow(x: Tensor, exponent: float) -> Tensor:
     return result if exponent >= 0 else torch.ones_like(x) / result
 
 
+def _bincount(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    if weights is not None:
+        raise NotExactError("bincount with weights has no exact form: use scatter_add")
+    return torch.bincount(x, minlength=minlength)
+
+
 def _of_integers(operation: Any) -> Callable[..., Tensor]:
     def form(a: Tensor, b: Any) -> Tensor:
         result: Tensor = operation(a, b)
@@ -396,6 +402,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.tanh_.default: _in_place(_elementwise(functions.tanh)),
     aten.tanh_backward.default: _tanh_backward,
     aten.pow.Tensor_Scalar: _pow,
+    aten.bincount.default: _bincount,
     aten.remainder.Scalar: _of_integers(aten.remainder.Scalar),
     aten.remainder.Tensor: _of_integers(aten.remainder.Tensor),
     aten.floor_divide.default: _of_integers(aten.floor_divide.default),

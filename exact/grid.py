@@ -85,7 +85,8 @@ def from_bytes(x: Tensor) -> Tensor:
 
     They lie on every grid, so products need not round them, and where the CPU has
     instructions for bytes use these. The mark is an attribute, which indexing and
-    transposing under the mode pass on; without it a product is the same, but slower.
+    transposing under the mode pass on; without it a product is the same, but slower. A
+    change by PyTorch ends it; one through `.numpy()` is not seen, so make none.
     """
     return _from_signed((x ^ 0x80).view(torch.int8))  # x - 128
 
@@ -101,7 +102,8 @@ def _from_signed(bytes_: Tensor) -> Tensor:
 
 
 def _mark(x: Tensor, bytes_: Tensor) -> Tensor:
-    x._exact_bytes = (bytes_, x._version)  # type: ignore[attr-defined]
+    if not x.is_inference():  # whose changes are not counted
+        x._exact_bytes = (bytes_, x._version)  # type: ignore[attr-defined]
     return x
 
 

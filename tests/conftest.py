@@ -4,15 +4,14 @@ import gzip
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import clones
+from benchmarks.clones import ROOT
 from lab import download
 from lab.files import InputError
-
-ROOT = Path(__file__).parent.parent
 
 SMALL = {
     "  epochs: 5\n": "  epochs: 1\n",
@@ -45,17 +44,13 @@ class Clone:
 
     def __init__(self, folder: Path, mirror: Path) -> None:
         self.folder = folder
-        kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))
-        }
-        self.environment = kept | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        self.environment = clones.environment() | {
             "FASHION_MNIST_MIRROR": str(mirror),
             "PYTHONDONTWRITEBYTECODE": "1",
             "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.org",
             "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@example.org",
         }  # fmt: skip
-        self.run("git", "clone", "--quiet", str(ROOT), ".")
+        clones.clone(folder)
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT, capture_output=True, check=True, text=True,

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from benchmarks import results
-from tests.conftest import ROOT
+from benchmarks.clones import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

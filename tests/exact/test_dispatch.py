@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exact
+from benchmarks.clones import ROOT
 from benchmarks.probe import FROZEN
-from tests.conftest import ROOT
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(7, 5, generator=G)
 Y = torch.randn(7, 5, generator=G)
+LABELS = torch.tensor([0, 1, 2, 3, 3, 0, 1])
 
 
 def test_a_prediction_does_not_depend_on_its_batch_and_natively_it_does() -> None:
@@ -46,6 +47,7 @@ def test_a_prediction_does_not_depend_on_its_batch_and_natively_it_does() -> Non
         (lambda: X.bfloat16(), "bfloat16"),
         (lambda: X.to(torch.complex64), "complex64"),
         (lambda: torch.std(X), "aten.std"),
+        (lambda: torch.bincount(LABELS, LABELS.float()), "bincount with weights"),
         (lambda: F.conv1d(X[None], torch.ones(2, 7, 3)), "1-d convolution"),
         (lambda: F.conv_transpose2d(X[None, None], Y[None, None]), "transposed convolution"),
         (lambda: nn.BatchNorm1d(5)(X), "batch_norm"),
@@ -88,6 +90,34 @@ def test_a_range_is_computed_in_two_operations(step: float) -> None:
         ours = torch.arange(1, 1 + 70 * step, step, dtype=torch.float64)
     assert ours.tolist() == [1 + i * step for i in range(len(ours))]
     torch.testing.assert_close(ours, torch.arange(1, 1 + 70 * step, step, dtype=torch.float64))
+
+
+def test_a_block_within_a_block_computes_the_same_with_draws_of_its_own() -> None:
+    with exact.mode(seed=1):
+        one, product = torch.rand(3), X @ Y.t()
+    with exact.mode(seed=2):
+        two = torch.rand(3)
+        with exact.mode(seed=1):
+            assert torch.equal(torch.rand(3), one)
+            assert torch.equal(X @ Y.t(), product)
+        with exact.mode(), pytest.raises(exact.NotExactError):
+            torch.rand(3)
+        three = torch.rand(3)
+    with exact.mode(seed=2):
+        assert torch.equal(torch.cat([torch.rand(3), torch.rand(3)]), torch.cat([two, three]))
+    torch.rand(3)  # the control
+
+
+def test_inference_mode_gives_the_same_bits() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3))
+    images = torch.arange(20).to(torch.uint8).view(4, 5)
+    with exact.mode(), torch.no_grad():
+        expected = [model(X).softmax(1), model(exact.from_bytes(images)[LABELS[:3]])]
+    with torch.inference_mode(), exact.mode():
+        ours = [model(X).softmax(1), model(exact.from_bytes(images)[LABELS[:3]])]
+        with pytest.raises(exact.NotExactError, match="cumsum"):
+            X.cumsum(0)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 def test_the_mode_ends_with_its_block() -> None:

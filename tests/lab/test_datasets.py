@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision.datasets import FashionMNIST
 
+from benchmarks.clones import ROOT
 from lab import datasets, files, params
 from lab.datasets import Examples
-from tests.conftest import ROOT
 
 P = params.load(ROOT / "tests/params.yaml")
 DATA = P.regression_data

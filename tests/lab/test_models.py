@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.clones import ROOT
 from lab import files, models, params
 from lab.models import Architecture
-from tests.conftest import ROOT
 
 MLP = Architecture(inputs=20, outputs=3, hidden=(16, 8), activation="tanh", dropout=0.5)
 
