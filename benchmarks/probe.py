@@ -2,6 +2,7 @@
 
     python -m benchmarks.probe exact     # FROZEN, on every machine
     python -m benchmarks.probe native    # the control: stock float32
+    python -m benchmarks.probe exact cuda
 
 Needs torch and the package `exact` alone, so that it runs where the pipeline does not.
 """
@@ -63,20 +64,21 @@ def train(
     return model
 
 
-def digest(arithmetic: str) -> str:
+def digest(arithmetic: str, device: str = "cpu") -> str:
     """The sha256 of all trained weights."""
     torch.manual_seed(1)  # for native arithmetic
     sha256 = hashlib.sha256()
-    with exact.mode(seed=1) if arithmetic == "exact" else contextlib.nullcontext():
+    block = exact.mode(seed=1) if arithmetic == "exact" else contextlib.nullcontext()
+    with torch.device(device), block:
         for model in (
             train(perceptron, lambda p: optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01)),
             train(convolutional, lambda p: optim.Adam(p, 0.01)),
             train(transformer, lambda p: optim.AdamW(p, 0.01)),
         ):
             for weights in model.parameters():
-                sha256.update(weights.detach().numpy().tobytes())
+                sha256.update(weights.detach().cpu().numpy().tobytes())
     return sha256.hexdigest()
 
 
 if __name__ == "__main__":
-    print(digest(sys.argv[1]), torch.__version__)
+    print(digest(*sys.argv[1:]), torch.__version__)

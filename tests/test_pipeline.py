@@ -187,7 +187,8 @@ def test_bad_parameters_stop_the_pipeline_with_one_line(clone: Clone) -> None:
 def test_a_diverging_training_stops_the_pipeline_with_one_line(clone: Clone) -> None:
     done = clone.try_("dvc", "exp", "run", "--temp", "-S", "lr=1000", "train@linear_regression")
     assert done.returncode != 0
-    assert "error: training diverged: the loss is" in done.stderr
+    assert "error: linear_regression: training diverged: the loss is" in done.stderr
+    assert "a learning rate below lr = 1000 may help" in done.stderr
     assert "Traceback" not in done.stderr
 
 

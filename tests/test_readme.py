@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from benchmarks import results
 from benchmarks.clones import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_table_of_results_is_that_of_the_metrics() -> None:
@@ -14,13 +17,15 @@ def test_the_table_of_results_is_that_of_the_metrics() -> None:
     assert README.split(begin)[1].split(end)[0] == results.table()
 
 
-def test_every_make_target_and_file_that_it_names_is_there() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_and_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    for target in re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.MULTILINE):
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE):
         assert target in targets, target
-    for path in re.findall(r"\]\(([^)#]+)\)", README):
-        assert "://" in path or (ROOT / path).exists(), path
-    for module in re.findall(r"python -m ([a-z.]+)", README):
+    for path in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in path or (page.parent / path).exists(), path
+    for module in re.findall(r"python -m ([a-z.]+)", text):
         assert Path(ROOT, *module.split(".")).with_suffix(".py").exists(), module
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import exact
 from benchmarks.clones import ROOT
-from benchmarks.probe import FROZEN
+from benchmarks.probe import FROZEN, digest
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(7, 5, generator=G)
@@ -124,6 +124,12 @@ def test_the_mode_ends_with_its_block() -> None:
     with exact.mode():
         pass
     torch.sin(X)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_bits_of_the_cpu() -> None:
+    assert digest("exact", "cuda") == FROZEN
+    assert digest("native", "cuda") != digest("native")  # the control
 
 
 SURROUNDINGS: list[dict[str, str]] = [

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lab import models, training
 from lab.datasets import Examples
+from lab.files import InputError
 from lab.models import Architecture
 from lab.params import Training
 
@@ -26,6 +27,28 @@ def train(
 ) -> tuple[models.Network, list[dict[str, float]]]:  # fmt: skip
     model = models.build(Architecture(inputs=5, outputs=3, hidden=hidden), seed)
     return model, training.train(model, examples, classification(20, 9), settings, lr, seed)
+
+
+def test_the_device_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = torch.cuda.is_available()
+    monkeypatch.delenv("DEVICE", raising=False)
+    assert training.device().type == ("cuda" if found else "cpu")
+    monkeypatch.setenv("DEVICE", "cpu")
+    assert training.device().type == "cpu"
+    monkeypatch.setenv("DEVICE", "tpu")
+    with pytest.raises(InputError, match="DEVICE: expected cpu or cuda, found tpu"):
+        training.device()
+    if not found:
+        monkeypatch.setenv("DEVICE", "cuda")
+        with pytest.raises(InputError, match="finds no GPU"):
+            training.device()
+
+
+def test_native_arithmetic_leaves_torchs_settings_as_they_were() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    with training.arithmetic("native"):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_minibatches_cover_each_example_once_in_another_order_each_epoch() -> None:
