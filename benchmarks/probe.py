@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
+import torch._dynamo  # else the first optimiser loads it, which computes, in release 2.8
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
