@@ -25,7 +25,7 @@ from lab.datasets import Examples
 from lab.download import CONTENTS, fetch
 from lab.params import Arithmetic, ModelName
 
-ROUNDS = 3
+ROUNDS = 5
 STEPS = 20
 
 
