@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.clones import ROOT
 from benchmarks.probe import FROZEN
 
-ROOT = Path(__file__).resolve().parent.parent
 PYTHON = Path(sys.executable).resolve()  # the interpreter behind the virtual environment
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 BIN, PACKAGES = Path(sys.executable).parent, Path(sysconfig.get_path("platlib"))
