@@ -78,9 +78,9 @@ def training_speed(folder: Path) -> None:
             (ours(model, p, "exact"), ours(model, p, "native"), the_books(model, p, data))
             for _ in range(ROUNDS)
         ]
-        exact, native, book = (statistics.median(side) for side in zip(*rounds, strict=True))
-        print(f"{model:20} {exact:9,.0f} {native:9,.0f} {book:9,.0f}")
-        print(f"{'  times the book':20} {exact / book:9.1f} {native / book:9.1f}")
+        ours_exact, ours_native, book = map(statistics.median, zip(*rounds, strict=True))
+        print(f"{model:20} {ours_exact:9,.0f} {ours_native:9,.0f} {book:9,.0f}")
+        print(f"{'  times the book':20} {ours_exact / book:9.1f} {ours_native / book:9.1f}")
 
 
 def head(examples: Examples, n: int) -> Examples:
@@ -102,9 +102,9 @@ def growth() -> None:
             [seconds("mlp", q, kind, few, one) / STEPS for kind in ("exact", "native")]
             for _ in range(ROUNDS + 1)
         ][1:]  # the first warms up
-        exact, native = (1000 * statistics.median(side) for side in zip(*rounds, strict=True))
+        slow, fast = (1000 * statistics.median(side) for side in zip(*rounds, strict=True))
         name = f"width {width}, batch {batch}"
-        print(f"{name:20} {exact:9.1f} {native:9.1f} {exact / native:6.1f}")
+        print(f"{name:20} {slow:9.1f} {fast:9.1f} {slow / fast:6.1f}")
 
 
 def pipeline_time(folder: Path) -> None:
@@ -113,16 +113,16 @@ def pipeline_time(folder: Path) -> None:
         "pipeline": ["dvc", "repro", "--quiet"],
         "plain script": [sys.executable, "-m", "benchmarks.plain"],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(ROUNDS):
         for name, command in commands.items():
             checkout = folder / "clone"
             clone(checkout)
             started = time.perf_counter()
             subprocess.run(command, cwd=checkout, env=environment(), check=True)
-            seconds[name].append(time.perf_counter() - started)
+            taken[name].append(time.perf_counter() - started)
             shutil.rmtree(checkout)
-    pipeline, plain = (statistics.median(side) for side in seconds.values())
+    pipeline, plain = (statistics.median(side) for side in taken.values())
     print(f"\n{'seconds':20} {'pipeline':>9} {'plain':>9} {'ratio':>6}")
     print(f"{'all of it':20} {pipeline:9.0f} {plain:9.0f} {pipeline / plain:6.1f}")
 

@@ -124,7 +124,7 @@ _REFUSED_TYPES = {torch.float16, torch.bfloat16, torch.complex32, torch.complex6
 # defines to the last bit.
 _NAMES = """
     alias as_strided detach expand lift_fresh permute select slice split split_with_sizes
-    squeeze t transpose unbind unfold unsqueeze view _unsafe_view _reshape_alias diagonal
+    squeeze transpose unbind unfold unsqueeze view _unsafe_view _reshape_alias diagonal
     clone contiguous fill_ zero_ resize_
     empty empty_like empty_strided full full_like new_empty new_empty_strided new_full
     new_ones new_zeros ones ones_like zeros zeros_like scalar_tensor eye
@@ -135,7 +135,7 @@ _NAMES = """
     __lshift__ __rshift__ __and__ __or__ __xor__
     abs abs_ neg neg_ sign sgn threshold_backward argmax argmin sort topk
     floor ceil trunc round
-    gather index index_select embedding cat stack constant_pad_nd flip roll tril triu
+    gather embedding cat stack constant_pad_nd flip roll tril triu
     select_backward slice_backward mul mul_
 """
 EXACT = {

@@ -43,8 +43,10 @@ def _rsub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
     return torch.sub(torch.as_tensor(b, dtype=a.dtype, device=a.device), a * alpha)
 
 
-def _divisor(a: Tensor, b: Any) -> Tensor:
+def _divisor(a: Tensor, b: Any) -> Any:
     # On a GPU, division by a number or by a tensor on the CPU multiplies by the reciprocal.
+    if a.device.type == "cpu":
+        return b
     dtype = torch.result_type(a, b)
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     return torch.as_tensor(b, dtype=dtype, device=a.device)
@@ -116,9 +118,7 @@ def _sum(
 def _mean(
     x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:
-    total = grid.total(x, _dims(dims), keepdim)
-    count = x.numel() // max(total.numel(), 1)
-    return total.div_(torch.full_like(total, count)).to(dtype or x.dtype)
+    return grid.mean(x, _dims(dims), keepdim).to(dtype or x.dtype)
 
 
 def _norm(
@@ -126,8 +126,8 @@ def _norm(
 ) -> Tensor:
     if order != 2:
         raise NotExactError(f"the norm of order {order} has no exact form: that of order 2 has")
-    y = x.double()
-    return functions.sqrt(grid.total(y * y, _dims(dims), keepdim)).to(dtype or x.dtype)
+    y = x.to(torch.float64, copy=True)
+    return functions.sqrt(grid.total(y.mul_(y), _dims(dims), keepdim)).to(dtype or x.dtype)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -180,8 +180,8 @@ _NONE, _MEAN, _SUM = 0, 1, 2  # PyTorch's numbers of the kinds of reduction
 
 def _kept(target: Tensor, weight: Tensor | None, ignore_index: int, like: Tensor) -> Tensor:
     """The weight of each example: that of its class, and 0 where it is to be ignored."""
-    chosen = weight[target.clamp(min=0)] if weight is not None else torch.ones_like(like)
-    return torch.where(target == ignore_index, torch.zeros_like(chosen), chosen)
+    chosen = torch.ones_like(like) if weight is None else weight[target.clamp(min=0)]
+    return chosen.masked_fill_(target == ignore_index, 0)
 
 
 def _nll_loss(
@@ -189,7 +189,7 @@ def _nll_loss(
 ) -> tuple[Tensor, Tensor]:
     picked = x.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
     kept = _kept(target, weight, ignore_index, picked)
-    losses = torch.where(kept == 0, torch.zeros_like(picked), -picked * kept)
+    losses = (-picked).mul_(kept).masked_fill_(kept == 0, 0)  # also where picked is infinite
     if reduction == _NONE:
         return losses, x.new_zeros(())
     total, weights = grid.total(losses, [0]), grid.total(kept, [0])
@@ -201,10 +201,9 @@ def _nll_loss_backward(
     grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
     ignore_index: int, total_weight: Tensor,
 ) -> Tensor:  # fmt: skip
-    kept = _kept(target, weight, ignore_index, x[:, 0])
-    each = -grad * kept
+    each = _kept(target, weight, ignore_index, x[:, 0]).mul_(-grad)
     if reduction == _MEAN:
-        each = each / total_weight
+        each.div_(total_weight)
     return torch.zeros_like(x).scatter_(1, target.clamp(min=0).unsqueeze(1), each.unsqueeze(1))
 
 
@@ -347,6 +346,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.arange.start: _arange,
     aten.arange.start_step: _arange,
     aten.index.Tensor: _moved(aten.index.Tensor),
+    aten.index_select.default: _moved(aten.index_select.default),
     aten.t.default: _moved(aten.t.default),
     # Optimisers update many tensors in one call.
     aten._foreach_add.List: _foreach_add,

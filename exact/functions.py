@@ -22,9 +22,10 @@ _LN2_LOW = 1.9082149292705877e-10
 
 def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     """Horner's scheme, constant term first."""
-    result = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        result = result.mul_(x).add_(coefficient)
+    *others, before, last = coefficients
+    result = (x * last).add_(before)
+    for coefficient in reversed(others):
+        result.mul_(x).add_(coefficient)
     return result
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "from_bytes",
     "matmul",
+    "mean",
     "product_bits",
     "scale",
     "snap",
@@ -61,13 +62,14 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """
     a_bits, b_bits = product_bits(a.shape[-1])
     a_bytes, b_bytes = _bytes(a), _bytes(b)
-    if b_bytes is not None and _fits_int8(a, b):
-        return _int8_product(a, a_bits, b_bytes)
-    if a_bytes is not None and _fits_int8(b, a):
-        # Laid out as products are: of turned operands float64 products are several times slower.
-        return _int8_product(b.t(), b_bits, a_bytes.t()).t().contiguous()
-    a = a.double() if a_bytes is not None else snap(a, scale(a, [-1]), a_bits)
-    b = b.double() if b_bytes is not None else snap(b, scale(b, [-2]), b_bits)
+    a_size = scale(a, [-1]) if a_bytes is None else None
+    b_size = scale(b, [-2]) if b_bytes is None else None
+    if a_size is not None and b_bytes is not None and _fits_int8(a, a_size, b):
+        return _int8_product(a, a_size, a_bits, b_bytes)
+    if b_size is not None and a_bytes is not None and _fits_int8(b, b_size, a):
+        return _int8_product(b.t(), b_size.t(), b_bits, a_bytes.t(), turned=True)
+    a = a.double() if a_size is None else snap(a, a_size, a_bits)
+    b = b.double() if b_size is None else snap(b, b_size, b_bits)
     return torch.matmul(a, b)
 
 
@@ -86,7 +88,7 @@ def from_bytes(x: Tensor) -> Tensor:
     They lie on every grid, so products need not round them, and where the CPU has
     instructions for bytes use these. The mark is an attribute, which indexing and
     transposing under the mode pass on; without it a product is the same, but slower. A
-    change by PyTorch ends it; one through `.numpy()` is not seen, so make none.
+    change by PyTorch ends it; one through `.numpy()` or `.data` is not seen, so make none.
     """
     return _from_signed((x ^ 0x80).view(torch.int8))  # x - 128
 
@@ -113,10 +115,11 @@ def _bytes(x: Tensor) -> Tensor | None:
     return bytes_ if bytes_ is not None and version == x._version else None
 
 
-def _fits_int8(x: Tensor, other: Tensor) -> bool:
+def _fits_int8(x: Tensor, size: Tensor, other: Tensor) -> bool:
     return (
         x.dtype == torch.float32 and x.dim() == other.dim() == 2 and x.device.type == "cpu"
         and x.numel() > 0 and other.numel() > 0 and max(x.shape) <= 65_536 and _has_int8()
+        and bool(size.amax() < 2.0**110)  # room for the shift in float32; not so infinity
     )  # fmt: skip
 
 
@@ -136,22 +139,37 @@ def _has_int8() -> bool:
     return True
 
 
-def _int8_product(a: Tensor, bits: int, bytes_: Tensor) -> Tensor:
-    """The product of a (n, k), rounded, and (bytes + 128) / 256 (k, m), in float64."""
-    size = scale(a, [-1])
-    factor = 2.0 ** (bits - 1) / size.clamp(min=2.0**-200)  # a row of zeros has no size
-    integers = a.to(torch.float64, copy=True).mul_(factor).round_().to(torch.int32)
+def _int8_product(
+    a: Tensor, size: Tensor, bits: int, bytes_: Tensor, turned: bool = False
+) -> Tensor:
+    """The product of a (n, k), rounded, and (bytes + 128) / 256 (k, m), in float64: (n, m).
+
+    Or turned, (m, n): results are laid out row by row, as of others products are slow.
+    """
+    n, k = a.shape
+    # As in `snap`, but in float32, where the bits of the sum count the grid's steps.
+    shift = (size * (1.5 * 2.0 ** (24 - bits))).float()
+    integers = (a + shift).view(torch.int32).sub_(shift.view(torch.int32))
+    sums, step = integers.sum(1, keepdim=True), size * (2.0 ** (1 - bits))
+    step.clamp_(min=2.0**-149)  # the smallest that float32 counts in
     # Three digits of base 256 from -128 to 127: i = d0 + 256 d1 + 65536 d2.
-    digits = (integers + 0x8080).bitwise_xor_(0x8080)
-    planes = torch.empty((3, *a.shape), dtype=torch.int8)
-    for plane in planes:
-        plane.copy_(digits)  # the lowest byte
-        digits >>= 8
-    d0, d1, d2 = torch._int_mm(planes.view(-1, a.shape[1]), bytes_).view(3, len(a), -1)
+    digits = integers.add_(0x8080).bitwise_xor_(0x8080)
+    # One matrix of all planes, in the layout of a: to turn it would take longer than to fill it.
+    if a.is_contiguous():
+        planes = torch.empty((3, n, k), dtype=torch.int8)
+        stacked = planes.view(3 * n, k)
+    else:
+        planes = torch.empty((k, 3, n), dtype=torch.int8).permute(1, 2, 0)
+        stacked = planes.permute(2, 0, 1).view(k, 3 * n).t()
+    for i, plane in enumerate(planes):
+        plane.copy_(digits if i == 0 else digits.bitwise_right_shift_(8))  # the lowest byte
+    if turned:
+        d0, d1, d2 = torch._int_mm(bytes_.t(), stacked.t()).view(-1, 3, n).unbind(1)
+        sums, step = sums.t(), step.t()
+    else:
+        d0, d1, d2 = torch._int_mm(stacked, bytes_).view(3, n, -1)
     total = d2.double().mul_(256).add_(d1).mul_(256).add_(d0)
-    total.add_(integers.sum(1, keepdim=True).mul_(128))
-    step = size * (2.0 ** (1 - bits) / 256)
-    result: Tensor = total.mul_(step + (step - step))  # NaN where it is infinite
+    result: Tensor = total.add_(sums * 128).mul_(step / 256)
     return result
 
 
@@ -169,6 +187,13 @@ def total(
         n *= x.shape[dim]
     size = scale(x, dims) if largest is None else largest
     return snap(x, size, sum_bits(n)).sum(dims, keepdim=keepdim)
+
+
+def mean(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
+    """The exact sum along `dims` in float64, divided by the number of its terms."""
+    sums = total(x, dims, keepdim)
+    # By a tensor: on a GPU, division by a number multiplies by the reciprocal.
+    return sums.div_(torch.full_like(sums, x.numel() // max(sums.numel(), 1)))
 
 
 def sum_bits(n: int) -> int:

@@ -25,9 +25,9 @@ def _layer_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and mean and 1/deviation with the normalised dimensions of size 1."""
     dims = list(range(x.dim() - len(shape), x.dim()))
-    mean = _mean64(x, dims)
+    mean = grid.mean(x, dims, keepdim=True)
     centred = x.double() - mean
-    variance = _mean64(centred * centred, dims)
+    variance = grid.mean(centred * centred, dims, keepdim=True)
     rstd = 1 / functions.sqrt(variance + eps)
     y = centred * rstd
     if weight is not None:
@@ -46,7 +46,8 @@ def _layer_norm_backward(
     g = grad.double()
     normed = (x.double() - mean) * rstd
     scaled = g if weight is None else g * weight
-    towards_mean = _mean64(scaled, inner) + normed * _mean64(scaled * normed, inner)
+    along = grid.mean(scaled * normed, inner, keepdim=True)
+    towards_mean = grid.mean(scaled, inner, keepdim=True) + normed * along
     x_grad = ((scaled - towards_mean) * rstd).to(x.dtype)
     weight_grad, bias_grad = g * normed, g
     if outer:
@@ -56,11 +57,6 @@ def _layer_norm_backward(
         weight_grad.to(x.dtype) if mask[1] else None,
         bias_grad.to(x.dtype) if mask[2] else None,
     )
-
-
-def _mean64(x: Tensor, dims: list[int]) -> Tensor:
-    total = grid.total(x, dims, keepdim=True)
-    return total / torch.full_like(total, x.numel() // max(total.numel(), 1))
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:

@@ -140,10 +140,11 @@ def train(
             norms: dict[str, list[float]] = {name: [] for name in layers}
             batches = minibatches(n, settings.batch_size, seed, epoch, train.targets.device)
             for step, batch in enumerate(batches, start=1):
-                features, targets = train.features[batch], train.targets[batch]
+                features = train.features.index_select(0, batch)  # several times as fast as [batch]
+                targets = train.targets.index_select(0, batch)
                 outputs = model(features)
                 loss = losses(outputs, targets).mean()  # over the actual size of a short batch
-                optimizer.zero_grad()
+                model.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
