@@ -4,14 +4,12 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 import exact
 from exact import random
-from lab.files import InputError, one_line, read_json, write_json, write_text
+from lab.files import InputError, one_line, read_json, read_tensors, write_json, write_text
 from lab.params import CLASSES, FASHION_MNIST, REGRESSION, ModelName, Params, RegressionData
 
 Device = torch.device | str
@@ -92,13 +90,10 @@ def read_regression(path: Path) -> Examples:
 
 def read_images(path: Path) -> tuple[Tensor, Tensor]:
     """Images uint8 (N, 28, 28) and labels int64 (N,). Raises InputError for anything else."""
-    try:
-        tensors = load_file(path)
-        images, labels = tensors["images"], tensors["labels"]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise InputError(f"{path}: expected tensors images and labels: {error}") from error
+    tensors, _ = read_tensors(path)
+    if tensors.keys() != {"images", "labels"}:
+        raise InputError(f"{path}: expected tensors images and labels, found {sorted(tensors)}")
+    images, labels = tensors["images"], tensors["labels"]
     if images.dtype != torch.uint8 or images.shape[1:] != (28, 28) or not len(images):
         raise InputError(f"{path}: expected images uint8 (N, 28, 28), found {_form(images)}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:

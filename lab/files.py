@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,16 +91,25 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, as text. Raises InputError where it cannot be read or is ragged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path}: expected a table: {error}") from error
+    if any(None in row or None in row.values() for row in rows):
+        raise InputError(f"{path}: expected a table: a row is longer or shorter than the header")
+    return rows
+
+
 def read_csv(path: Path) -> list[dict[str, float]]:
     """The rows of a table of numbers. Raises InputError for anything else."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [
-                {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
-            ]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, csv.Error) as error:
+        return [{key: float(value) for key, value in row.items()} for row in read_rows(path)]
+    except ValueError as error:
         raise InputError(f"{path}: expected a table of numbers: {error}") from error
 
 
@@ -115,6 +124,25 @@ def write_tensors(
 
     with atomic(path) as temporary:
         save_file(dict(tensors), temporary, dict([metadata]) if metadata else None)
+
+
+def read_tensors(
+    path: Path, framework: Literal["pt", "np"] = "pt"
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, for torch or NumPy.
+
+    Raises InputError where it cannot be read or is not whole.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file: {error}") from error
 
 
 def sha256(path: Path) -> str:

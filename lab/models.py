@@ -10,14 +10,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Annotated
 
-import safetensors
 import torch
 from pydantic import Field, ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from exact import random
-from lab.files import InputError, one_line, write_tensors
+from lab.files import InputError, one_line, read_tensors, write_tensors
 from lab.params import Activation, ModelName, Params, Share, Strict, Widths
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -123,17 +121,13 @@ def save(model: Network, path: Path) -> None:
 
 def load(path: Path) -> Network:
     """Read a model, ready for prediction. Raises InputError for anything but a whole one."""
+    tensors, metadata = read_tensors(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
         architecture = Architecture.model_validate_json(metadata["architecture"])
-        tensors = load_file(path)
         # Without memory of its own, whatever sizes a stranger's file may claim.
         model = Network(architecture, seed=0, device="meta").eval()
         model.load_state_dict(tensors, assign=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, KeyError, ValidationError, RuntimeError) as error:
+    except (KeyError, ValidationError, RuntimeError) as error:
         raise InputError(f"{path}: not a model of this project: {one_line(error)}") from error
     for name, tensor in model.state_dict().items():
         if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():

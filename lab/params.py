@@ -123,12 +123,18 @@ class Params(Strict):
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read and check all parameters. Raises ParamsError, whose message is one line."""
     try:
-        # ruamel.yaml is DVC's own parser: `-S lr=1e-5` is a number to both.
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise ParamsError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path}: expected text in UTF-8, found other bytes") from error
+
+
+def parse(text: str, path: Path = Path("params.yaml")) -> Params:
+    """Check all parameters. Raises ParamsError, whose message is one line, and names `path`."""
+    try:
+        # ruamel.yaml is DVC's own parser: `-S lr=1e-5` is a number to both.
+        tree = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, RecursionError, ValueError) as error:
         raise ParamsError(f"{path}: {_yaml_problem(error)}") from error
     try:

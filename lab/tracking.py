@@ -11,11 +11,10 @@ import importlib.metadata
 import logging
 import os
 import platform
-import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,22 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow
 import numpy as np
 from filelock import FileLock
+from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
+from lab import repository
 from lab.files import InputError, one_line
 
 SQLITE = "sqlite:///"
 SOURCE = "stages/record.py"
+PICTURES = "pictures"  # where a run has them among its artifacts
 SERVING = ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch")
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # not each table that it creates
 
@@ -136,16 +139,19 @@ def record(
     artifacts: Sequence[Path],
     model: Path,
     shape: tuple[int, int],
+    pictures: Mapping[str, Figure],
+    description: Callable[[str], str],
 ) -> None:
     """Record one result as a run of the experiment `name`.
 
     `digests` are the sha256 of the files that make up the result, data included;
-    `shape` is the model's (inputs, outputs). Raises InputError where the store fails.
+    `shape` is the model's (inputs, outputs); `pictures` are by file name; `description`
+    makes Markdown of the run's id. Raises InputError where the store fails.
     """
     try:
         client = connect()
         experiment_id = experiment(client, name)
-        commit, patch = git_state()
+        commit, patch = repository.state()
         tags = {
             "fingerprint": fingerprint(digests),
             **{f"sha256.{path.as_posix()}": digest for path, digest in digests.items()},
@@ -156,11 +162,16 @@ def record(
             **_experiment_tags(),
             **_environment_tags(),
         }
+        if not patch and "DVC_EXP_NAME" not in tags:
+            tags["baseline"] = "true"  # the commit as it is, which experiments are compared with
         if first := _first_with(client, experiment_id, tags["fingerprint"]):
             tags["reproduces"] = first
         run_name = tags.get("DVC_EXP_NAME") or commit[:7]
         with _run(client, experiment_id, run_name, tags) as run_id:
+            client.set_tag(run_id, MLFLOW_RUN_NOTE, description(run_id))
             _log_values(client, run_id, params, history, metrics)
+            for file, picture in pictures.items():
+                client.log_figure(run_id, picture, f"{PICTURES}/{file}")
             for path in artifacts:
                 client.log_artifact(run_id, str(path))
             if patch:
@@ -199,9 +210,18 @@ def _log_values(
     history: Sequence[Mapping[str, float]],
     final: Mapping[str, float | None],
 ) -> None:
-    """Log parameters, each epoch's metrics with the epoch as step, and the final metrics."""
+    """Log parameters, each epoch's metrics with the epoch as step, and the final metrics.
+
+    And under names that begin with best, those of the epoch of the lowest validation loss.
+    """
     now = int(time.time() * 1000)
-    rows = [(int(row["epoch"]), row) for row in history] + [(len(history), final)]
+    best = min(history, key=lambda row: row["validation_loss"])
+    chosen = {f"best_{key}": value for key, value in best.items() if key.startswith("validation")}
+    rows: list[tuple[int, Mapping[str, float | None]]] = [
+        *((int(row["epoch"]), row) for row in history),
+        (len(history), final),
+        (int(best["epoch"]), chosen | {"best_epoch": best["epoch"]}),
+    ]
     metrics = [
         Metric(key, value, now, step)
         for step, row in rows
@@ -255,49 +275,6 @@ def fingerprint(digests: Mapping[Path, str]) -> str:
     lines = sorted((path.as_posix(), digest) for path, digest in digests.items())
     text = "".join(f"{digest}  {path}\n" for path, digest in lines)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def git_state() -> tuple[str, bytes]:
-    """The commit, and as a patch what the working tree adds to it.
-
-    The patch holds changes to tracked files and new files of the code, but not what
-    the pipeline itself writes; it is empty where the tree is the commit. Raises
-    InputError where there is no commit.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        # An index and objects of our own, so that the user's repository stays as it is.
-        environment = os.environ | {"GIT_INDEX_FILE": f"{folder}/index"}
-
-        def git(*arguments: str) -> bytes:
-            command = ["git", *arguments]
-            try:
-                return subprocess.run(
-                    command, check=True, capture_output=True, env=environment
-                ).stdout
-            except (OSError, subprocess.CalledProcessError) as error:
-                reason = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
-                raise InputError(f"{' '.join(command[:2])}: {one_line(reason)}") from error
-
-        commit = git("rev-parse", "HEAD").decode().strip()
-        objects = Path(os.fsdecode(git("rev-parse", "--git-path", "objects")).rstrip("\n"))
-        environment |= {
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects.absolute()),
-            "GIT_OBJECT_DIRECTORY": folder,
-        }
-        git("read-tree", "HEAD")
-        git("add", "--update")
-        git("add", "--", *(code for code in ("exact", "lab", "stages") if Path(code).exists()))
-        # With nothing of the user's own settings in it.
-        plain = [
-            "--no-ext-diff",
-            "--no-textconv",
-            "--no-color",
-            "--src-prefix=a/",
-            "--dst-prefix=b/",
-        ]
-        outputs = [":!dvc.lock", ":!results"]
-        patch = git("diff", "--cached", "--binary", *plain, "HEAD", "--", ".", *outputs)
-    return commit, patch
 
 
 def _experiment_tags() -> dict[str, str]:

@@ -8,9 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
-from lab import files, params, tracking
+from lab import files, notes, params, pictures, tracking
 from stages import model_argument, run
 
 
@@ -30,31 +28,24 @@ def main() -> None:
     )
     tables = [history, folder / "predictions.csv", folder / table]
     digests = {path: files.sha256(path) for path in (*data, *tables, metrics, model)}
-    check_model(model)
+    epochs, results = read_history(history), read_metrics(metrics)
     tracking.record(
         name,
         params=p.seen_by(name),
-        history=read_history(history),
-        metrics=read_metrics(metrics),
+        history=epochs,
+        metrics=results,
         digests=digests,
         data=data,
         artifacts=[*tables, metrics, Path("params.yaml")],
         model=model,
         shape=p.shape(name),
+        pictures=pictures.draw(name, folder, epochs),
+        description=lambda run: notes.describe(name, p, epochs, results, run),
     )
     receipt = {path.as_posix(): digest for path, digest in digests.items()}
     files.write_json(
         folder / "receipt.json", {"fingerprint": tracking.fingerprint(digests), "sha256": receipt}
     )
-
-
-def check_model(path: Path) -> None:
-    """Raise InputError where the file is not whole; without torch, which takes long to import."""
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            file.keys()
-    except safetensors.SafetensorError as error:
-        raise files.InputError(f"{path}: not a whole safetensors file: {error}") from error
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -1,7 +1,6 @@
 """Runs arrive whole in a real MLflow store, and say what they are and nothing else."""
 
 import getpass
-import os
 import subprocess
 import sys
 import time
@@ -12,13 +11,17 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import exact
-from lab import files, models, tracking
+from lab import files, models, repository, tracking
 from lab.files import InputError
 from lab.models import Architecture
 
-HISTORY = [{"epoch": e, "train_loss": 1 / e, "validation_loss": 2 / e} for e in (1.0, 2.0, 3.0)]
+HISTORY = [
+    {"epoch": e, "train_loss": 1 / e, "validation_loss": v}
+    for e, v in ((1.0, 0.75), (2.0, 0.25), (3.0, 0.5))
+]
 
 
 @pytest.fixture
@@ -49,6 +52,8 @@ def record(tmp_path: Path) -> Callable[..., None]:
             "artifacts": [folder / "history.csv"],
             "model": model,
             "shape": (4, 3),
+            "pictures": {"curves.png": Figure()},
+            "description": lambda run: f"replay {run}",
         }
         tracking.record(name, **(arguments | changes))  # type: ignore[arg-type]
 
@@ -72,7 +77,10 @@ def test_a_run_holds_parameters_metrics_tags_data_artifacts_and_model(
     assert run.data.params == {"seed": "1", "lr": "0.03", "hidden": "5"}
     losses = client.get_metric_history(run.info.run_id, "train_loss")
     assert [(m.step, m.value) for m in losses] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    assert run.data.metrics.keys() == {"train_loss", "validation_loss", "test_loss"}
+    assert run.data.metrics == {
+        "train_loss": 1 / 3, "validation_loss": 0.5, "test_loss": 0.5,
+        "best_epoch": 2.0, "best_validation_loss": 0.25,
+    }  # fmt: skip
 
     tags = run.data.tags
     assert tags["DVC_EXP_NAME"] == "good-name" and tags["DVC_EXP_BASELINE_REV"] == "abc"
@@ -84,7 +92,11 @@ def test_a_run_holds_parameters_metrics_tags_data_artifacts_and_model(
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("set", "0" * 32)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert names - {"changes.patch"} == {"history.csv"}
+    assert names - {"changes.patch"} == {"history.csv", "pictures"}
+    picture = client.download_artifacts(run.info.run_id, "pictures/curves.png", str(tmp_path))
+    assert Path(picture).read_bytes().startswith(b"\x89PNG")
+    assert tags["mlflow.note.content"] == f"replay {run.info.run_id}"
+    assert "baseline" not in tags
 
     uri = f"models:/{run.outputs.model_outputs[0].model_id}"
     x = torch.linspace(-1, 1, 40).view(10, 4)
@@ -94,6 +106,20 @@ def test_a_run_holds_parameters_metrics_tags_data_artifacts_and_model(
     served = mlflow.pyfunc.load_model(uri)
     assert np.array_equal(served.predict(x.numpy()), own)
     assert np.array_equal(served.predict(x.numpy()[3:4]), own[3:4])  # in any batch
+
+
+@pytest.mark.parametrize(("patch", "name", "expected"), [
+    (b"", "", "true"), (b"diff", "", None), (b"", "an-experiment", None),
+])  # fmt: skip
+def test_the_commit_as_it_is_is_the_baseline(
+    store: Path, record: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    patch: bytes, name: str, expected: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(repository, "state", lambda: ("c" * 40, patch))
+    monkeypatch.setenv("DVC_EXP_NAME", name)
+    record()
+    (run,) = runs()
+    assert run.data.tags.get("baseline") == expected
 
 
 def test_nothing_of_the_machine_but_its_platform_is_in_a_run(
@@ -196,46 +222,3 @@ def test_eight_processes_that_meet_at_a_fresh_store_all_find_it_whole(store: Pat
     assert [process.returncode for process in processes] == [0] * 8, results
     assert len({out for out, _ in results}) == 1
     assert sorted(path.name for path in store.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
-
-
-def git(*arguments: str) -> str:
-    environment = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull}
-    command = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments]
-    done = subprocess.run(command, capture_output=True, check=True, text=True, env=environment)
-    return done.stdout
-
-
-def test_the_patch_is_what_the_working_tree_adds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    git("init", "--quiet")
-    with pytest.raises(InputError, match="git rev-parse"):
-        tracking.git_state()  # no commit yet
-    for name in ("exact/a.py", "lab/b.py", "stages/c.py", "params.yaml", "dvc.lock", "results/m"):
-        files.write_text(Path(name), "old\n")
-    git("add", ".")
-    git("commit", "--quiet", "--message", "first")
-    commit = git("rev-parse", "HEAD").strip()
-
-    # What the pipeline writes is no change, nor is what is not code and not in git.
-    for name in ("dvc.lock", "results/m", "secret.txt"):
-        files.write_text(Path(name), "new\n")
-    assert tracking.git_state() == (commit, b"")
-
-    files.write_bytes(Path("params.yaml"), b"n\xe9u\n")  # not UTF-8
-    for setting in ("color.ui=always", "diff.noprefix=true", "diff.external=true"):
-        git("config", *setting.split("="))
-    files.write_bytes(Path("lab/new.py"), b"x = 1\n")
-    Path("exact/a.py").unlink()
-    status = git("status", "--porcelain")
-    _, patch = tracking.git_state()
-    assert git("status", "--porcelain") == status  # the user's index is untouched
-    assert b"secret" not in patch
-
-    git("stash", "--quiet", "--include-untracked")
-    files.write_bytes(Path("changes.patch"), patch)
-    git("apply", "changes.patch")
-    assert Path("params.yaml").read_bytes() == b"n\xe9u\n"
-    assert Path("lab/new.py").read_text() == "x = 1\n"
-    assert not Path("exact/a.py").exists()

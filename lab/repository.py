@@ -1,0 +1,64 @@
+"""The git repository: which commit this is, what the working tree adds, what a commit holds."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from lab.files import InputError, one_line
+
+CODE = ("exact", "lab", "stages")
+
+
+def git(*arguments: str, environment: Mapping[str, str] | None = None) -> bytes:
+    """What git prints. Raises InputError, with git's own reason, where it fails."""
+    command = ["git", *arguments]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
+        raise InputError(f"{' '.join(command[:2])}: {one_line(reason)}") from error
+
+
+def head() -> str:
+    """The id of the commit that is checked out. Raises InputError where there is none."""
+    return git("rev-parse", "HEAD").decode().strip()
+
+
+def state() -> tuple[str, bytes]:
+    """The commit, and as a patch what the working tree adds to it.
+
+    The patch holds changes to tracked files and new files of the code, but not what
+    the pipeline itself writes; it is empty where the tree is the commit. Raises
+    InputError where there is no commit.
+    """
+    commit = head()
+    objects = Path(os.fsdecode(git("rev-parse", "--git-path", "objects")).rstrip("\n"))
+    with tempfile.TemporaryDirectory() as folder:
+        # An index and objects of our own, so that the user's repository stays as it is.
+        aside = os.environ | {
+            "GIT_INDEX_FILE": f"{folder}/index",
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects.absolute()),
+            "GIT_OBJECT_DIRECTORY": folder,
+        }
+        git("read-tree", "HEAD", environment=aside)
+        git("add", "--update", environment=aside)
+        existing = [folder for folder in CODE if Path(folder).exists()]
+        git("add", "--", *existing, environment=aside)
+        # With nothing of the user's own settings in it.
+        plain = ["--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/"]
+        outputs = [":!dvc.lock", ":!results"]
+        patch = git(
+            "diff", "--cached", "--binary", *plain, "--dst-prefix=b/", "HEAD", "--", ".", *outputs,
+            environment=aside,
+        )  # fmt: skip
+    return commit, patch
+
+
+def committed(commit: str, path: str) -> str | None:
+    """The text of a file in a commit; None where either is missing."""
+    try:
+        return git("show", f"{commit}:{path}").decode(errors="replace")
+    except InputError:
+        return None
