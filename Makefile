@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint ui bench verify-exact lock
+.PHONY: help setup repro test lint compare replay ui bench verify-exact lock
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -40,6 +40,13 @@ lint: setup  ## check style and types
 	@ruff check
 	@ruff format --check
 	@mypy
+
+compare: setup  ## print the recorded experiments as one table, best validation first
+	@python -m tools.compare
+
+replay: setup  ## run a recorded run again and compare every byte: make replay RUN=<id>
+	@test -n '$(RUN)' || { echo 'error: name a run: make replay RUN=<id, or its beginning>' >&2; exit 2; }
+	@python -m tools.replay '$(RUN)'
 
 PORT ?= 5000
 ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000 (or PORT=…)

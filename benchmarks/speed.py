@@ -19,8 +19,8 @@ from torchvision import transforms
 from torchvision.datasets import FashionMNIST
 
 import exact
-from benchmarks.clones import clone, environment
-from lab import datasets, models, params, training
+from benchmarks.clones import clone
+from lab import datasets, models, params, repository, training
 from lab.datasets import Examples
 from lab.download import CONTENTS, fetch
 from lab.params import Arithmetic, ModelName
@@ -119,7 +119,7 @@ def pipeline_time(folder: Path) -> None:
             checkout = folder / "clone"
             clone(checkout)
             started = time.perf_counter()
-            subprocess.run(command, cwd=checkout, env=environment(), check=True)
+            subprocess.run(command, cwd=checkout, env=repository.environment(), check=True)
             taken[name].append(time.perf_counter() - started)
             shutil.rmtree(checkout)
     pipeline, plain = (statistics.median(side) for side in taken.values())

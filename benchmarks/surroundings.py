@@ -19,7 +19,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from benchmarks.clones import ROOT, clone, environment
+from benchmarks.clones import ROOT, clone
+from lab import repository
 
 SURROUNDINGS = {
     "as this machine is": {},
@@ -46,8 +47,8 @@ def lock(arithmetic: str, short: bool, surroundings: dict[str, str]) -> bytes:
             text = re.sub(r"^  epochs: \d+", "  epochs: 1", text, flags=re.MULTILINE)
         params.write_text(text, encoding="utf-8")
         subprocess.run(
-            ["dvc", "repro", "--quiet"], cwd=folder, env=environment() | surroundings, check=True,
-            stdin=subprocess.DEVNULL,
+            ["dvc", "repro", "--quiet"], cwd=folder, check=True, stdin=subprocess.DEVNULL,
+            env=repository.environment() | surroundings,
         )  # fmt: skip
         return Path(folder, "dvc.lock").read_bytes()
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,16 @@ from pathlib import Path
 from lab.files import InputError, one_line
 
 CODE = ("exact", "lab", "stages")
+
+
+def environment() -> dict[str, str]:
+    """This process's, less what DVC, MLflow and git set, and with its own Python first on PATH.
+
+    For commands in another clone, which these variables would lead back to this one.
+    """
+    foreign = ("DVC_", "MLFLOW_", "GIT_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"}
 
 
 def git(*arguments: str, environment: Mapping[str, str] | None = None) -> bytes:

@@ -86,8 +86,10 @@ def _database(uri: str) -> Path | None:
     return path
 
 
-def connect() -> mlflow.MlflowClient:
+def connect(create: bool = True) -> mlflow.MlflowClient:
     """A client of the store, which exists and is whole afterwards.
+
+    Raises InputError for a sqlite store that is missing and not to be created.
 
     MLflow creates a sqlite store without a lock: of several processes that meet at a
     fresh one all fail. So one process creates it, beside its place, and moves it there.
@@ -95,6 +97,8 @@ def connect() -> mlflow.MlflowClient:
     uri = store_uri()
     database = _database(uri)
     if database and not database.exists():
+        if not create:
+            raise InputError(f"{database}: no runs are recorded here: `make repro` records some")
         database.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{database}.lock", timeout=120):
             if not database.exists():
@@ -228,12 +232,12 @@ def _log_values(
         for key, value in row.items()
         if key != "epoch" and value is not None
     ]
-    client.log_batch(run_id, params=[Param(key, _plain(value)) for key, value in params.items()])
+    client.log_batch(run_id, params=[Param(key, plain(value)) for key, value in params.items()])
     for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A list of one number as that number, so that runs can be sorted and plotted by it."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

@@ -19,15 +19,16 @@ def main() -> None:
     folder = Path("results", name)
     if name == "linear_regression":
         table = "solution.csv"
-        data = [params.REGRESSION / f for f in ("train.csv", "validation.csv", "test.csv")]
+        data = [params.REGRESSION / f"{split}.csv" for split in ("train", "validation", "test")]
+        inputs = [*data, params.REGRESSION / "truth.json"]
     else:
         table = "confusion.csv"
-        data = [params.FASHION_MNIST / f for f in ("train.safetensors", "test.safetensors")]
+        inputs = data = [params.FASHION_MNIST / f"{s}.safetensors" for s in ("train", "test")]
     model, history, metrics = (
         folder / f for f in ("model.safetensors", "history.csv", "metrics.json")
     )
     tables = [history, folder / "predictions.csv", folder / table]
-    digests = {path: files.sha256(path) for path in (*data, *tables, metrics, model)}
+    digests = {path: files.sha256(path) for path in (*inputs, *tables, metrics, model)}
     epochs, results = read_history(history), read_metrics(metrics)
     tracking.record(
         name,

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import clones
 from benchmarks.clones import ROOT
-from lab import download
+from lab import download, repository
 from lab.files import InputError
 
 SMALL = {
@@ -44,7 +44,7 @@ class Clone:
 
     def __init__(self, folder: Path, mirror: Path) -> None:
         self.folder = folder
-        self.environment = clones.environment() | {
+        self.environment = repository.environment() | {
             "FASHION_MNIST_MIRROR": str(mirror),
             "PYTHONDONTWRITEBYTECODE": "1",
             "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.org",

@@ -1,0 +1,4 @@
+"""What a person does with recorded runs: compare them, replay them, report on a change.
+
+Nothing of the pipeline depends on these.
+"""

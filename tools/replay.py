@@ -1,0 +1,214 @@
+"""Run a recorded experiment again and compare every byte with what was recorded.
+
+    make replay RUN=3f2a            # or: python -m tools.replay 3f2a
+
+A prefix of the run's id is enough. What is run is the code of the run: its commit and its
+patch, in a temporary clone, by the Python that runs this. So replay runs of a store that
+you trust. Nothing is recorded but a tag of the run, and nothing in the repository changes.
+
+Exit code 0: identical. 1: different. 2: it cannot be tried.
+"""
+
+import argparse
+import datetime
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from lab import files, params, repository, tracking
+from lab.files import InputError, one_line
+from lab.params import ModelName
+from stages import run as run_main
+
+SHA256 = "sha256."  # what the tags of digests begin with
+MISSING = "missing"
+
+
+class Comparison(NamedTuple):
+    """One thing that the run says, and what was found instead."""
+
+    what: str
+    recorded: str
+    found: str
+
+
+def main() -> None:
+    """A run's id in; a table, a verdict and an exit code out."""
+    parser = argparse.ArgumentParser(description="Replay a recorded run, compare every byte.")
+    parser.add_argument("run", help="the id of an MLflow run, or the beginning of one")
+    asked = parser.parse_args().run
+    try:
+        client = tracking.connect(create=False)
+        run = find(client, asked)
+        print(f"replaying run {run.info.run_id} ({run.info.run_name})", file=sys.stderr)
+        comparisons = replay(client, run)
+        differing = [each for each in comparisons if each.recorded != each.found]
+        verdict = "different" if differing else "identical"
+        where = f"{verdict} on {platform.platform()}, {datetime.datetime.now().date()}"
+        client.set_tag(run.info.run_id, "replayed", where)
+    except (InputError, MlflowException) as error:
+        print(f"{asked}: cannot be tried: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    show(comparisons)
+    if differing:
+        print(f"\ndifferent: first in {differing[0].what}")
+        sys.exit(1)
+    print(f"\nidentical: all {len(comparisons)} comparisons")
+
+
+def find(client: mlflow.MlflowClient, prefix: str) -> Run:
+    """The one run whose id begins so. Raises InputError where there is none, or several."""
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(ids, max_results=1000, page_token=token)
+        found += [run for run in page if run.info.run_id.startswith(prefix)]
+        token = page.token
+        if not token:
+            break
+    if len(found) != 1:
+        names = ", ".join(run.info.run_id for run in found[:5])
+        raise InputError(f"several runs begin so: {names}" if found else "no run has this id")
+    return found[0]
+
+
+def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
+    """What the run says of itself against what is in the store and what comes out again."""
+    tags = run.data.tags
+    name = client.get_experiment(run.info.experiment_id).name
+    digests = {
+        Path(tag.removeprefix(SHA256)): digest
+        for tag, digest in tags.items()
+        if tag.startswith(SHA256)
+    }
+    if name not in get_args(ModelName) or not digests or "git.commit" not in tags:
+        raise InputError("not a run that this pipeline recorded")
+    with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
+        store, clone = Path(temporary, "store"), Path(temporary, "clone")
+        store.mkdir()
+        comparisons = stored(client, run, name, digests, store)
+        check_out(tags["git.commit"], store / "changes.patch", clone)
+        comparisons.append(
+            Comparison(
+                "params.yaml of commit and patch",
+                digest(store / "params.yaml"), digest(clone / "params.yaml"),
+            )
+        )  # fmt: skip
+        data = {path: sha for path, sha in digests.items() if path.parts[0] == "data"}
+        results = {path: sha for path, sha in digests.items() if path not in data}
+        made = make_data(name, data, clone)
+        comparisons += made
+        if all(each.recorded == each.found for each in made):
+            for stage in (f"train@{name}", f"evaluate@{name}"):
+                repro(clone, "--force", "--single-item", stage)
+            comparisons += [
+                Comparison(path.as_posix(), sha, digest(clone / path))
+                for path, sha in in_order(results)
+            ]
+    return comparisons
+
+
+def stored(
+    client: mlflow.MlflowClient, run: Run, name: str, digests: dict[Path, str], folder: Path
+) -> list[Comparison]:
+    """Whether the run's tags, parameters and files in the store agree with each other."""
+    fingerprint = tracking.fingerprint(digests)
+    comparisons = [Comparison("fingerprint", run.data.tags.get("fingerprint", ""), fingerprint)]
+    fetch(client, run, "params.yaml", folder)
+    if run.data.tags.get("git.dirty") == "true":
+        fetch(client, run, "changes.patch", folder)
+    asked = params.load(folder / "params.yaml").seen_by(name)  # type: ignore[arg-type]
+    comparisons += [
+        Comparison(f"parameter {key}", run.data.params.get(key, MISSING), tracking.plain(value))
+        for key, value in asked.items()
+    ]
+    models = run.outputs.model_outputs if run.outputs else []
+    for path, sha in in_order(digests):
+        if path.parts[0] == "data":
+            continue  # the store has digests of data alone
+        if path.suffix == ".safetensors":
+            if not models:
+                raise InputError("the run has no model")
+            place = client.get_logged_model(models[0].model_id).artifact_location
+            mlflow.artifacts.download_artifacts(f"{place}/data/{path.name}", dst_path=str(folder))
+        else:
+            fetch(client, run, path.name, folder)
+        comparisons.append(Comparison(f"{path.name} in the store", sha, digest(folder / path.name)))
+    return comparisons
+
+
+def fetch(client: mlflow.MlflowClient, run: Run, name: str, folder: Path) -> None:
+    """Bring one artifact of the run into the folder."""
+    client.download_artifacts(run.info.run_id, name, str(folder))
+
+
+def check_out(commit: str, patch: Path, clone: Path) -> None:
+    """The commit, and on it the patch where there is one, in a clone that shares its objects."""
+    root = repository.git("rev-parse", "--show-toplevel").decode().rstrip("\n")
+    try:
+        repository.git("cat-file", "-e", f"{commit}^{{commit}}")
+    except InputError as error:
+        raise InputError(f"commit {commit} is not in this repository: fetch it first") from error
+    repository.git("clone", "--quiet", "--shared", "--no-checkout", root, str(clone))
+    repository.git("-C", str(clone), "checkout", "--quiet", "--detach", commit)
+    if patch.exists():
+        repository.git("-C", str(clone), "apply", "--whitespace=nowarn", str(patch.absolute()))
+
+
+def make_data(name: str, digests: dict[Path, str], clone: Path) -> list[Comparison]:
+    """The data set in the clone: from here if these are the recorded bytes, else made again."""
+    for path, sha in digests.items():
+        if path.exists() and digest(path) == sha:
+            (clone / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, clone / path)
+    stage = "generate_regression" if name == "linear_regression" else "download_fashion_mnist"
+    repro(clone, stage)
+    return [Comparison(p.as_posix(), sha, digest(clone / p)) for p, sha in digests.items()]
+
+
+def repro(clone: Path, *arguments: str) -> None:
+    """Run stages in the clone, nothing taken from a cache and nothing left in one."""
+    command = ["dvc", "repro", "--no-run-cache", "--no-commit", *arguments]
+    print(" ".join(command), file=sys.stderr)
+    done = subprocess.run(
+        command, cwd=clone, env=repository.environment(), check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
+        raise InputError(f"{' '.join(command)}: {said[0] if said else done.stderr[-300:]}")
+
+
+def in_order(digests: dict[Path, str]) -> list[tuple[Path, str]]:
+    """As the pipeline makes them: what is trained before what is evaluated."""
+    made = ["model.safetensors", "history.csv", "predictions.csv"]
+    return sorted(
+        digests.items(), key=lambda each: made.index(each[0].name) if each[0].name in made else 9
+    )
+
+
+def digest(path: Path) -> str:
+    """The file's sha256, or that it is missing."""
+    return files.sha256(path) if path.exists() else MISSING
+
+
+def show(comparisons: list[Comparison]) -> None:
+    """Print a line for each."""
+    width = max(len(each.what) for each in comparisons)
+    print(f"{'':{width}}  {'recorded':12}  {'found':12}")
+    for what, recorded, found in comparisons:
+        mark = "same" if recorded == found else "DIFFERENT"
+        print(f"{what:{width}}  {recorded[:12]:12}  {found[:12]:12}  {mark}")
+
+
+if __name__ == "__main__":
+    run_main(main)
