@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint compare replay ui bench verify-exact lock
+.PHONY: help setup repro test lint compare replay report ui bench verify-exact lock
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -47,6 +47,10 @@ compare: setup  ## print the recorded experiments as one table, best validation 
 replay: setup  ## run a recorded run again and compare every byte: make replay RUN=<id>
 	@test -n '$(RUN)' || { echo 'error: name a run: make replay RUN=<id, or its beginning>' >&2; exit 2; }
 	@python -m tools.replay '$(RUN)'
+
+BASE ?= main
+report: setup  ## say in Markdown what the results differ in from main (or BASE=…)
+	@python -m tools.report '$(BASE)'
 
 PORT ?= 5000
 ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000 (or PORT=…)

@@ -1,0 +1,45 @@
+"""The report of a pull request says what the change does, from real pipelines on both sides."""
+
+import pytest
+
+from tests.conftest import Clone
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_change_of_a_parameter_is_reported_with_its_effect(clone: Clone) -> None:
+    target = "evaluate@linear_regression"
+    clone.run("dvc", "repro", target)
+    clone.commit("results")
+    clone.run("git", "tag", "base")
+    report = ("python", "-m", "tools.report", "base")
+
+    clone.edit({"lr: 0.03": "lr: 0.04"})
+    clone.run("dvc", "repro", target)
+    said = clone.run(*report)
+    assert "**Not reproduced.**" in said and "dvc.lock" in said  # as it is not committed
+
+    clone.commit("another learning rate")
+    said = clone.run(*report)
+    assert "**Not run.**" in said and "train@mlp" in said
+    asked, measured = said.split("### Metrics")
+    assert "| params.yaml | lr " in asked and "| 0.03 " in asked and "| 0.04 " in asked
+    assert "distance_learned_true" in measured
+    assert "Linear regression, validation loss by epoch" in measured
+    assert measured.count("  line [") == 2
+    assert (clone.folder / "dvc_plots/index.html").exists()
+    assert clone.run("git", "status", "--porcelain") == ""
+
+
+def test_a_change_of_nothing_is_reported_as_such(clone: Clone) -> None:
+    clone.run("dvc", "repro")
+    clone.commit("all results")
+    said = clone.run("python", "-m", "tools.report", "HEAD")
+    assert "**Reproduced:**" in said
+    assert said.count("No change.") == 2 and "No curve changed." in said
+
+
+def test_an_unknown_revision_is_one_line(clone: Clone) -> None:
+    done = clone.try_("python", "-m", "tools.report", "nowhere")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: git rev-parse") and len(done.stderr.splitlines()) == 1

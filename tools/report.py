@@ -1,0 +1,100 @@
+"""What a change does to parameters, metrics and plots, as Markdown, for its pull request.
+
+    make report                    # against main; or: python -m tools.report origin/main
+
+Run it after `make repro`. The plots of both sides are drawn into dvc_plots/, as far as the
+other side's results are in DVC's cache: `make repro` there puts them in.
+"""
+
+import argparse
+import csv
+import io
+import subprocess
+
+from lab import notes, repository
+from lab.files import InputError, one_line
+from lab.params import MODELS, ModelName
+from stages import run
+
+OUTPUTS = ("dvc.lock", "results")
+
+
+def main() -> None:
+    """A revision in, a report on standard output."""
+    parser = argparse.ArgumentParser(description="Report what a change does to the results.")
+    parser.add_argument("base", nargs="?", default="main", help="compare with this revision")
+    base = parser.parse_args().base
+    commit = repository.git("rev-parse", "--verify", f"{base}^{{commit}}").decode().strip()
+    print(f"## Results against `{base}` ({commit[:7]})\n")
+    print(reproduces(), "\n")
+    for what, name in (("params", "Parameters"), ("metrics", "Metrics")):
+        table = dvc_prints(what, "diff", commit[:7], "--md").strip()
+        rows = table.splitlines()[2:]  # below the header
+        print(f"### {name}\n\n{table if rows else 'No change.'}\n")
+    print(f"### Plots\n\n{plots(commit[:7])}")
+
+
+def reproduces() -> str:
+    """Whether what came out is what is committed."""
+    changed = repository.git("diff", "--stat", "HEAD", "--", *OUTPUTS).decode().strip()
+    pending = dvc_prints("status").strip()
+    if changed:
+        said = "**Not reproduced.** `make repro` gives other results than the commit:"
+        return f"{said}\n\n{fenced(changed)}"
+    if "up to date" not in pending:
+        return f"**Not run.** `make repro` has work to do first:\n\n{fenced(pending)}"
+    return "**Reproduced:** `make repro` gives `dvc.lock` byte for byte."
+
+
+def plots(commit: str) -> str:
+    """Draw both sides over each other, and show the validation loss of models that changed."""
+    try:
+        page = dvc_prints("plots", "diff", commit, "--out", "dvc_plots").strip().splitlines()[-1]
+    except (InputError, IndexError) as error:
+        return f"Not drawn: {one_line(error)}"
+    charts = [chart for model in MODELS if (chart := validation_loss(model, commit))]
+    said = f"All of them: `{page.rpartition('/')[2]}` of the artifact `dvc_plots`."
+    return "\n\n".join([*charts, said] if charts else ["No curve changed.", said])
+
+
+def validation_loss(model: ModelName, commit: str) -> str | None:
+    """Both curves as a chart that GitHub draws; None where they are equal or one is missing."""
+    path = f"results/{model}/history.csv"
+    sides = [_losses(path, revision) for revision in (commit, None)]
+    if sides[0] == sides[1] or not all(sides):
+        return None
+    lines = "\n".join(f"  line [{', '.join(f'{x:.5g}' for x in side)}]" for side in sides)
+    epochs = max(map(len, sides))
+    title = f"{notes.TITLES[model]}, validation loss by epoch"
+    return (
+        f"{title}; first line: before, second: after\n\n"
+        f"```mermaid\nxychart-beta\n  x-axis 1 --> {epochs}\n{lines}\n```"
+    )
+
+
+def _losses(path: str, revision: str | None) -> list[float]:
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    try:
+        text = dvc.api.read(path, rev=revision)
+    except (DvcException, OSError):  # not in the cache, or not in that revision
+        return []
+    return [float(row["validation_loss"]) for row in csv.DictReader(io.StringIO(text))]
+
+
+def dvc_prints(*arguments: str) -> str:
+    """What DVC prints. Raises InputError, with its reason, where it fails."""
+    done = subprocess.run(["dvc", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"dvc {' '.join(arguments[:2])}: {one_line(done.stderr)}")
+    return done.stdout
+
+
+def fenced(text: str) -> str:
+    """As it was printed."""
+    return f"```\n{text}\n```"
+
+
+if __name__ == "__main__":
+    run(main)
