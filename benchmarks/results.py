@@ -11,7 +11,6 @@ from pathlib import Path
 from lab import files
 
 README = Path("README.md")
-MARKS = "<!-- results -->\n", "<!-- /results -->\n"
 REGRESSION = (
     "R² {test_r2:.6f}; weights within {distance_learned_true:.4f} of the true ones,"
     " {distance_learned_analytic:.4f} of the analytic solution"
@@ -34,17 +33,27 @@ def table() -> str:
 
 
 def main() -> None:
-    """Print the table, or replace what is between the marks in README.md."""
-    if "--write" not in sys.argv:
+    """Print the table, or put it into README.md."""
+    if "--write" in sys.argv:
+        write_between(README, "results", table())
+    else:
         print(table(), end="")
-        return
-    begin, end = MARKS
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What a table of this name stands between."""
+    return f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+
+
+def write_between(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of this name; exit where they are not there once."""
+    begin, end = marks(name)
     pattern = f"(?<={re.escape(begin)}).*(?={re.escape(end)})"
-    text = README.read_text(encoding="utf-8")
-    new, count = re.subn(pattern, lambda _: table(), text, flags=re.DOTALL)
+    old = page.read_text(encoding="utf-8")
+    new, count = re.subn(pattern, lambda _: text, old, flags=re.DOTALL)
     if count != 1:
-        sys.exit(f"error: {README} should hold {begin.strip()} and {end.strip()} once")
-    files.write_text(README, new)
+        sys.exit(f"error: {page} should hold {begin.strip()} and {end.strip()} once")
+    files.write_text(page, new)
 
 
 if __name__ == "__main__":

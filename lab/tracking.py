@@ -23,6 +23,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 import numpy as np
@@ -35,6 +36,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from lab import repository
@@ -114,11 +116,12 @@ def experiment(client: mlflow.MlflowClient, name: str) -> str:
     """The id of the experiment of this name, created where it is missing."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        database = _database(store_uri())
-        # Without a location a sqlite store puts artifacts below the current folder.
-        location = (
-            (database.parent / "mlartifacts" / name).absolute().as_uri() if database else None
-        )
+        location = None  # a server knows a place of its own
+        if not store_uri().startswith("http"):
+            # A database alone would put artifacts below the current folder.
+            database = _database(store_uri())
+            root = database.parent if database else main_root()
+            location = (root / "mlartifacts" / name).absolute().as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:
@@ -152,7 +155,7 @@ def record(
     `shape` is the model's (inputs, outputs); `pictures` are by file name; `description`
     makes Markdown of the run's id. Raises InputError where the store fails.
     """
-    try:
+    with one_line_errors(f"MLflow did not take the run of {name}"):
         client = connect()
         experiment_id = experiment(client, name)
         commit, patch = repository.state()
@@ -191,9 +194,15 @@ def record(
                 )
                 mlflow.log_input(dataset, context=path.stem)
             _log_model(client, model, *shape)
-    except (MlflowException, SQLAlchemyError, ImportError) as error:
-        reason = one_line(error)
-        raise InputError(f"MLflow did not take the run of {name}: {reason}") from error
+
+
+@contextlib.contextmanager
+def one_line_errors(what: str) -> Iterator[None]:
+    """Errors of MLflow and of what it stands on, as an InputError that begins with `what`."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError, RequestException) as error:
+        raise InputError(f"{what}: {one_line(error)[:500]}") from error
 
 
 @contextlib.contextmanager

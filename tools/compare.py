@@ -55,14 +55,13 @@ def recorded(models: Sequence[ModelName] = MODELS) -> pd.DataFrame:
     And the columns `model` and `changes`: what was asked otherwise than in the commit
     that is checked out. Raises InputError where nothing is recorded.
     """
-    client = tracking.connect(create=False)
-    names = {
-        experiment.experiment_id: experiment.name for experiment in client.search_experiments()
-    }
-    ids = [id_ for id_, name in names.items() if name in models]
-    runs = mlflow.search_runs(
-        ids, "attributes.status = 'FINISHED'", order_by=["attributes.start_time DESC"]
-    ) if ids else pd.DataFrame()  # fmt: skip
+    with tracking.one_line_errors("MLflow does not give the runs"):
+        client = tracking.connect(create=False)
+        names = {each.experiment_id: each.name for each in client.search_experiments()}
+        ids = [id_ for id_, name in names.items() if name in models]
+        runs = mlflow.search_runs(
+            ids, "attributes.status = 'FINISHED'", order_by=["attributes.start_time DESC"]
+        ) if ids else pd.DataFrame()  # fmt: skip
     if runs.empty:
         raise InputError("no finished run is recorded: `make repro` or `dvc exp run` records some")
     runs["model"] = runs["experiment_id"].map(names)

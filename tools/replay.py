@@ -21,7 +21,6 @@ from typing import NamedTuple, get_args
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from lab import files, params, repository, tracking
 from lab.files import InputError, one_line
@@ -46,15 +45,16 @@ def main() -> None:
     parser.add_argument("run", help="the id of an MLflow run, or the beginning of one")
     asked = parser.parse_args().run
     try:
-        client = tracking.connect(create=False)
-        run = find(client, asked)
-        print(f"replaying run {run.info.run_id} ({run.info.run_name})", file=sys.stderr)
-        comparisons = replay(client, run)
-        differing = [each for each in comparisons if each.recorded != each.found]
-        verdict = "different" if differing else "identical"
-        where = f"{verdict} on {platform.platform()}, {datetime.datetime.now().date()}"
-        client.set_tag(run.info.run_id, "replayed", where)
-    except (InputError, MlflowException) as error:
+        with tracking.one_line_errors("MLflow does not give the run"):
+            client = tracking.connect(create=False)
+            run = find(client, asked)
+            print(f"replaying run {run.info.run_id} ({run.info.run_name})", file=sys.stderr)
+            comparisons = replay(client, run)
+            differing = [each for each in comparisons if each.recorded != each.found]
+            verdict = "different" if differing else "identical"
+            where = f"{verdict} on {platform.platform()}, {datetime.datetime.now().date()}"
+            client.set_tag(run.info.run_id, "replayed", where)
+    except (InputError, OSError) as error:
         print(f"{asked}: cannot be tried: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     show(comparisons)
