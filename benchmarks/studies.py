@@ -109,6 +109,7 @@ def activation_figure(client: mlflow.MlflowClient, runs: pd.DataFrame) -> Figure
         ]
         right.plot([layer.replace("_", " ") for layer in layers], norms, "o-", label=activation)
     left.set(title="validation accuracy", xlabel="epoch", ylabel="share classified rightly")
+    left.xaxis.get_major_locator().set_params(integer=True)
     right.set(title="gradient by layer in the first epoch", ylabel="Euclidean norm", yscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
