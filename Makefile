@@ -54,7 +54,7 @@ report: setup  ## say in Markdown what the results differ in from main (or BASE=
 
 PORT ?= 5000
 ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000 (or PORT=…)
-	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
+	@MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
 	  --host 127.0.0.1 --port $(PORT)
 
 bench: setup  ## measure what the README quotes

@@ -37,11 +37,11 @@ def describe(
     lowest = f"lowest validation loss {best['validation_loss']:.5g} in epoch {best['epoch']:.0f}"
     lines = [
         f"**{TITLES[name]}**, {what} commit `{commit[:7]}`",
+        f"- **Check it to the last bit:** `make replay RUN={run}`",
         f"- **On the test set:** {_figures(metrics)}"
-        + (f"; the commit has {_figures(before)}" if before else ""),
+        + (f" (committed there: {_figures(before)})" if before else ""),
         f"- **Asked otherwise than in the commit:** {', '.join(changed) or 'nothing'}",
         f"- **Trained** for {len(history)} epochs in {p.arithmetic} arithmetic; {lowest}",
-        f"- **Check it to the last bit:** `make replay RUN={run}`",
     ]
     return "\n".join(lines)
 

@@ -156,14 +156,15 @@ def filters(model: Tensors, title: str) -> Figure:
     weights = model["hidden_1.weight"]
     rows, columns = FILTERS
     strongest = np.argsort(-np.square(weights).sum(1), kind="stable")[: rows * columns]
-    figure = Figure(figsize=(10, 10.5), layout="constrained")
+    rows = -(-len(strongest) // columns)
+    figure = Figure(figsize=(1.25 * columns, 1.25 * rows + 0.6), layout="constrained")
     figure.suptitle(
         f"{title}: the {len(strongest)} strongest of {len(weights)} units of the first hidden layer"
     )
     names = [f"unit {i}" for i in strongest]
     _weights(
         figure,
-        FILTERS,
+        (rows, columns),
         weights[strongest],
         names,
         "blue: ink there raises the unit, red: lowers it",

@@ -8,6 +8,7 @@ local store lie is a path.
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -44,7 +45,6 @@ from lab.files import InputError, one_line
 
 SQLITE = "sqlite:///"
 SOURCE = "stages/record.py"
-PICTURES = "pictures"  # where a run has them among its artifacts
 SERVING = ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch")
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # not each table that it creates
 
@@ -123,7 +123,7 @@ def experiment(client: mlflow.MlflowClient, name: str) -> str:
             root = database.parent if database else main_root()
             location = (root / "mlartifacts" / name).absolute().as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, location, experiment_tags(name)))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another process was faster
             if found is None:
@@ -133,6 +133,31 @@ def experiment(client: mlflow.MlflowClient, name: str) -> str:
             f"MLflow's experiment {name} is deleted: restore it, or remove it for good"
         )
     return str(found.experiment_id)
+
+
+def experiment_tags(name: str) -> dict[str, str]:
+    """The experiment's description, and a saved view of its runs with the columns that matter.
+
+    MLflow's own table of runs shows neither parameters nor results.
+    """
+    measures = ("loss",) if name == "linear_regression" else ("accuracy", "loss")
+    columns = [f"metrics.`{side}_{m}`" for m in measures for side in ("validation", "test")]
+    columns += [f"params.`{key}`" for key in ("lr", "seed", "epochs", "batch_size")]
+    columns += [f"params.`{key}`" for key in ("hidden", "activation") if name == "mlp"]
+    columns += ["tags.`baseline`", "tags.`replayed`"]
+    order = {"orderByKey": columns[0], "orderByAsc": measures == ("loss",)}
+    state = json.dumps({"selectedColumns": columns} | order)
+    view = {"name": "Results", "createdAt": _now(), "state": state}
+    return {
+        "mlflow.sharedViewState.results": json.dumps(view),
+        MLFLOW_RUN_NOTE: f"The runs of {name}, as the pipeline records them."
+        " *Views*, *Results* shows parameters and results as columns, best validation first.",
+    }
+
+
+def _now() -> int:
+    """Milliseconds, as MLflow counts time."""
+    return int(time.time() * 1000)
 
 
 def record(
@@ -161,24 +186,26 @@ def record(
         commit, patch = repository.state()
         tags = {
             "fingerprint": fingerprint(digests),
-            **{f"sha256.{path.as_posix()}": digest for path, digest in digests.items()},
             "git.commit": commit,
             "git.dirty": str(bool(patch)).lower(),
             "mlflow.source.git.commit": commit,
             "mlflow.source.name": SOURCE,
             **_experiment_tags(),
             **_environment_tags(),
+            **{f"sha256.{path.as_posix()}": digest for path, digest in digests.items()},
         }
+        run_name = tags.get("DVC_EXP_NAME") or f"{commit[:7]}, changed"
         if not patch and "DVC_EXP_NAME" not in tags:
             tags["baseline"] = "true"  # the commit as it is, which experiments are compared with
+            run_name = f"baseline {commit[:7]}"
         if first := _first_with(client, experiment_id, tags["fingerprint"]):
             tags["reproduces"] = first
-        run_name = tags.get("DVC_EXP_NAME") or commit[:7]
         with _run(client, experiment_id, run_name, tags) as run_id:
             client.set_tag(run_id, MLFLOW_RUN_NOTE, description(run_id))
             _log_values(client, run_id, params, history, metrics)
             for file, picture in pictures.items():
-                client.log_figure(run_id, picture, f"{PICTURES}/{file}")
+                # Not in a folder, where MLflow's page that compares runs would not find them.
+                client.log_figure(run_id, picture, file)
             for path in artifacts:
                 client.log_artifact(run_id, str(path))
             if patch:
@@ -227,13 +254,13 @@ def _log_values(
 
     And under names that begin with best, those of the epoch of the lowest validation loss.
     """
-    now = int(time.time() * 1000)
+    now = _now()
     best = min(history, key=lambda row: row["validation_loss"])
     chosen = {f"best_{key}": value for key, value in best.items() if key.startswith("validation")}
     rows: list[tuple[int, Mapping[str, float | None]]] = [
         *((int(row["epoch"]), row) for row in history),
-        (len(history), final),
-        (int(best["epoch"]), chosen | {"best_epoch": best["epoch"]}),
+        (0, final),  # as of no epoch, which MLflow draws as bars
+        (0, chosen | {"epochs_to_best": best["epoch"]}),
     ]
     metrics = [
         Metric(key, value, now, step)

@@ -188,7 +188,7 @@ def test_the_server_serves_the_artifacts(recorded: Recorded, clone: Clone, tmp_p
         for path in (results / "history.csv", results / "metrics.json"):
             assert download(path.name) == path.read_bytes()
         assert download("params.yaml") == (clone.folder / "params.yaml").read_bytes()
-        assert download("pictures/curves.png").startswith(b"\x89PNG\r\n\x1a\n")
+        assert download("curves.png").startswith(b"\x89PNG\r\n\x1a\n")
 
 
 PREDICT = """

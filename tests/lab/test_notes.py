@@ -35,9 +35,9 @@ def test_it_names_result_baseline_difference_and_the_way_to_replay(
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0123456789")
     p = params.parse(text.replace("lr: 0.03", "lr: 0.1"))
     said = notes.describe("mlp", p, HISTORY, {"test_accuracy": 0.8, "test_loss": 0.5}, "r1")
-    first, tested, asked, trained, replay = said.splitlines()
+    first, replay, tested, asked, trained = said.splitlines()
     assert first == "**Multilayer perceptron**, experiment *faster* on commit `0123456`"
-    assert "accuracy 0.8, loss 0.5; the commit has accuracy 0.75" in tested
+    assert "accuracy 0.8, loss 0.5 (committed there: accuracy 0.75)" in tested
     assert asked.endswith("lr = 0.1 (there: 0.03)")
     assert "lowest validation loss 0.25 in epoch 2" in trained
     assert "`make replay RUN=r1`" in replay
@@ -51,4 +51,4 @@ def test_a_commit_without_the_pipeline_is_no_obstacle(
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0123456789")
     said = notes.describe("mlp", params.parse(text), HISTORY, {"test_loss": 0.5}, "r1")
-    assert "of commit `0123456`" in said and "the commit has" not in said
+    assert "of commit `0123456`" in said and "committed there" not in said

@@ -79,7 +79,7 @@ def test_a_run_holds_parameters_metrics_tags_data_artifacts_and_model(
     assert [(m.step, m.value) for m in losses] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert run.data.metrics == {
         "train_loss": 1 / 3, "validation_loss": 0.5, "test_loss": 0.5,
-        "best_epoch": 2.0, "best_validation_loss": 0.25,
+        "epochs_to_best": 2.0, "best_validation_loss": 0.25,
     }  # fmt: skip
 
     tags = run.data.tags
@@ -92,8 +92,8 @@ def test_a_run_holds_parameters_metrics_tags_data_artifacts_and_model(
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("set", "0" * 32)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert names - {"changes.patch"} == {"history.csv", "pictures"}
-    picture = client.download_artifacts(run.info.run_id, "pictures/curves.png", str(tmp_path))
+    assert names - {"changes.patch"} == {"history.csv", "curves.png"}
+    picture = client.download_artifacts(run.info.run_id, "curves.png", str(tmp_path))
     assert Path(picture).read_bytes().startswith(b"\x89PNG")
     assert tags["mlflow.note.content"] == f"replay {run.info.run_id}"
     assert "baseline" not in tags
