@@ -54,8 +54,10 @@ report: setup  ## say in Markdown what the results differ in from main (or BASE=
 
 PORT ?= 5000
 ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000 (or PORT=…)
-	@MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
-	  --host 127.0.0.1 --port $(PORT)
+	@case "$$MLFLOW_TRACKING_URI" in http*) \
+	  echo "the runs are on a server: $$MLFLOW_TRACKING_URI"; exit ;; esac; \
+	MLFLOW_DISABLE_TELEMETRY=true exec mlflow ui --host 127.0.0.1 --port $(PORT) \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 bench: setup  ## measure what the README quotes
 	@python -m benchmarks.speed

@@ -190,7 +190,7 @@ def record(
             "git.dirty": str(bool(patch)).lower(),
             "mlflow.source.git.commit": commit,
             "mlflow.source.name": SOURCE,
-            **_experiment_tags(),
+            **_dvc_tags(),
             **_environment_tags(),
             **{f"sha256.{path.as_posix()}": digest for path, digest in digests.items()},
         }
@@ -317,7 +317,7 @@ def fingerprint(digests: Mapping[Path, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _experiment_tags() -> dict[str, str]:
+def _dvc_tags() -> dict[str, str]:
     """What DVC says of the experiment, where it is one."""
     names = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV")
     return {name: os.environ[name] for name in names if os.environ.get(name)}
