@@ -24,7 +24,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Report what a change does to the results.")
     parser.add_argument("base", nargs="?", default="main", help="compare with this revision")
     base = parser.parse_args().base
-    commit = repository.git("rev-parse", "--verify", f"{base}^{{commit}}").decode().strip()
+    try:
+        commit = repository.git("rev-parse", "--verify", f"{base}^{{commit}}").decode().strip()
+    except InputError as error:
+        raise InputError(f"{base}: no commit of this repository") from error
     print(f"## Results against `{base}` ({commit[:7]})\n")
     print(reproduces(), "\n")
     for what, name in (("params", "Parameters"), ("metrics", "Metrics")):
