@@ -4,6 +4,7 @@ import gzip
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,15 @@ class Clone:
 
     def try_(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command, whatever comes of it."""
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environment | environment, check=False,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        )  # fmt: skip
+        # Not through pipes: DVC's queue workers keep them open, and may outlive their queue.
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            done = subprocess.run(
+                command, cwd=self.folder, env=self.environment | environment, check=False,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True,
+            )  # fmt: skip
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(command, done.returncode, out.read(), err.read())
 
     def run(self, *command: str, **environment: str) -> str:
         """Run a command that must succeed, and return what it printed."""
