@@ -17,14 +17,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import mlflow
 from mlflow.entities import Run
 
 from lab import files, params, repository, tracking
 from lab.files import InputError, one_line
-from lab.params import ModelName
+from lab.params import MODELS
 from stages import run as run_main
 
 SHA256 = "sha256."  # what the tags of digests begin with
@@ -90,7 +90,7 @@ def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
         for tag, digest in tags.items()
         if tag.startswith(SHA256)
     }
-    if name not in get_args(ModelName) or not digests or "git.commit" not in tags:
+    if name not in MODELS or not digests or "git.commit" not in tags:
         raise InputError("not a run that this pipeline recorded")
     with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
         store, clone = Path(temporary, "store"), Path(temporary, "clone")
