@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint compare replay report ui bench verify-exact lock
+.PHONY: help setup repro mend test lint compare replay report ui audit bench verify-exact lock
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -31,7 +31,10 @@ environment:
 	@$(SOURCES) > $(STAMP)
 
 repro: setup  ## run the pipeline: data, training, evaluation, MLflow runs
-	@dvc repro
+	@python -m tools.mend && dvc repro
+
+mend: setup  ## remove outputs and cached objects that a disk or a kill has damaged
+	@python -m tools.mend --damaged
 
 test: setup  ## run every test
 	@pytest
@@ -58,6 +61,9 @@ ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000 (or PORT=…)
 	  echo "the runs are on a server: $$MLFLOW_TRACKING_URI"; exit ;; esac; \
 	MLFLOW_DISABLE_TELEMETRY=true exec mlflow ui --host 127.0.0.1 --port $(PORT) \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+audit: setup  ## look up known vulnerabilities of the locked packages
+	@pip-audit --requirement requirements.txt --require-hashes --disable-pip --strict --progress-spinner off
 
 bench: setup  ## measure what the README quotes
 	@python -m benchmarks.speed
