@@ -16,7 +16,7 @@ from lab import files, tracking
 from lab.files import InputError
 from lab.notes import TITLES
 from lab.params import MODELS, ModelName
-from stages import run
+from stages import command
 from tools import compare
 
 PAGE = Path("docs/studies.md")
@@ -137,4 +137,4 @@ def save(figure: Figure, name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

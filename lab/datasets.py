@@ -70,10 +70,12 @@ def read_truth(path: Path) -> tuple[list[float], float]:
 
 def read_regression(path: Path) -> Examples:
     """Read what `write_regression` wrote. Raises InputError for anything else."""
+    import numpy as np
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype="float32")
+        with np.errstate(over="ignore"):  # infinite then, which is refused below
+            table = pd.read_csv(path, dtype="float32")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -23,7 +23,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from lab.files import InputError, one_line
+from lab.files import InputError, root_cause
 
 # Name of the archive: size and sha256 of its decompressed contents.
 CONTENTS = {
@@ -81,7 +81,7 @@ def fetch(names: list[str], mirrors: list[str]) -> dict[str, bytes]:
         except SourceError as error:
             failures.append(f"{place}: {error}")
             tqdm.write(failures[-1], file=sys.stderr)
-    raise InputError("no source delivers Fashion-MNIST:\n  " + "\n  ".join(failures))
+    raise InputError("no source delivers Fashion-MNIST: " + "; ".join(failures))
 
 
 @contextlib.contextmanager
@@ -113,9 +113,13 @@ def _verified(name: str, archive: bytes) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            archive = file.read(LARGEST + 1)
     except OSError as error:
         raise SourceError(f"{path.name}: {error.strerror}") from error
+    if len(archive) > LARGEST:
+        raise SourceError(f"{path.name} is larger than any archive of Fashion-MNIST")
+    return archive
 
 
 def _download(url: str) -> bytes:
@@ -126,35 +130,31 @@ def _download(url: str) -> bytes:
         with (
             requests.get(url, stream=True, timeout=TIMEOUT) as answer,
             tqdm(
-                total=int(answer.headers.get("Content-Length", 0)) or None,
+                total=answer.raw.length_remaining or None,
                 desc=name, unit="B", unit_scale=True, disable=None, leave=False,
             ) as progress,
         ):  # fmt: skip
             answer.raise_for_status()
             # The raw bytes: a server may declare the archive's own gzip as transport encoding.
-            for chunk in answer.raw.stream(CHUNK, decode_content=False):
+            # And what has come so far, as a server may send a byte at a time.
+            while chunk := answer.raw.read1(CHUNK, decode_content=False):
                 archive += chunk
                 progress.update(len(chunk))
                 if len(archive) > LARGEST:
                     raise SourceError(f"{name}: the answer does not end")
                 if time.monotonic() > deadline:
                     raise SourceError(f"{name}: not complete after {DEADLINE} seconds")
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         raise SourceError(f"{name}: {_reason(error)}") from error
     return bytes(archive)
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, without the wrapping of three libraries."""
     if isinstance(error, requests.HTTPError):
         return f"status {error.response.status_code}"
     if isinstance(error, requests.TooManyRedirects):
         return "redirects without end"
-    while cause := getattr(error, "reason", None) or error.__cause__ or error.__context__:
-        if not isinstance(cause, BaseException):
-            break
-        error = cause
-    return one_line(error) or type(error).__name__
+    return root_cause(error)
 
 
 def _debian_package(folder: Path) -> Path:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+HEADER = 1 << 20  # bytes of a safetensors file; ours have a few hundred
+LONGEST = 8000  # characters of a message
+
+
 class InputError(Exception):
     """What the stage was given is wrong; the message says what, where and what is expected."""
 
@@ -22,8 +26,20 @@ class InputError(Exception):
 
 
 def one_line(error: object) -> str:
-    """What the error says, without line breaks."""
-    return " ".join(str(error).split())
+    """What the error says, as far as it fits, without line breaks or what a terminal obeys."""
+    text = " ".join(str(error).split())
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+                    for character in text[:LONGEST])  # fmt: skip
+    return shown + ("…" if len(text) > LONGEST else "")
+
+
+def root_cause(error: BaseException) -> str:
+    """What the innermost error says, without the wrapping of the libraries between."""
+    while cause := getattr(error, "reason", None) or error.__cause__ or error.__context__:
+        if not isinstance(cause, BaseException):
+            break
+        error = cause
+    return one_line(error) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -78,8 +94,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected JSON: {one_line(error)}") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -99,7 +115,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}: expected a table: {error}") from error
+        raise InputError(f"{path}: expected a table: {one_line(error)}") from error
     if any(None in row or None in row.values() for row in rows):
         raise InputError(f"{path}: expected a table: a row is longer or shorter than the header")
     return rows
@@ -110,7 +126,7 @@ def read_csv(path: Path) -> list[dict[str, float]]:
     try:
         return [{key: float(value) for key, value in row.items()} for row in read_rows(path)]
     except ValueError as error:
-        raise InputError(f"{path}: expected a table of numbers: {error}") from error
+        raise InputError(f"{path}: expected a table of numbers: {one_line(error)}") from error
 
 
 def write_tensors(
@@ -120,10 +136,14 @@ def write_tensors(
 
     One pair of metadata at the most: safetensors writes several in random order.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
-        save_file(dict(tensors), temporary, dict([metadata]) if metadata else None)
+        try:
+            save_file(dict(tensors), temporary, dict([metadata]) if metadata else None)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {one_line(error)}") from error
 
 
 def read_tensors(
@@ -131,24 +151,44 @@ def read_tensors(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensors and metadata of a safetensors file, for torch or NumPy.
 
-    Raises InputError where it cannot be read or is not whole.
+    Raises InputError where it cannot be read, is not whole, or says a thing twice.
     """
     import safetensors
 
     try:
+        _require_no_duplicates(path)
         with safetensors.safe_open(path, framework) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file: {error}") from error
+    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: not a whole safetensors file: {one_line(error)}") from error
+
+
+def _require_no_duplicates(path: Path) -> None:
+    """Raise ValueError where the header names a tensor twice: readers differ in which they take."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, HEADER))
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key of the header is there twice")
+        return found
+
+    json.loads(header, object_pairs_hook=once)
 
 
 def sha256(path: Path) -> str:
     """The digest of the contents, as hexadecimal digits. Raises InputError without a file."""
+    return digest(path, "sha256")
+
+
+def digest(path: Path, algorithm: Literal["sha256", "md5"]) -> str:
+    """The same by another algorithm."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, algorithm).hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error

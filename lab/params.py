@@ -1,18 +1,33 @@
 """The parameters: `params.yaml`, parsed once into frozen values or refused in one line."""
 
+import contextlib
+import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    ScalarEvent,
+)
+from ruamel.yaml.reader import ReaderError
 
-from lab.files import InputError
+from lab.files import InputError, one_line
 
 ModelName = Literal["linear_regression", "softmax_regression", "mlp"]
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
 REGRESSION = Path("data/regression")
 FASHION_MNIST = Path("data/fashion_mnist")
+DATA: dict[ModelName, Path] = {
+    "linear_regression": REGRESSION,
+    "softmax_regression": FASHION_MNIST,
+    "mlp": FASHION_MNIST,
+}
 
 Arithmetic = Literal["exact", "native"]
 Activation = Literal["relu", "sigmoid", "tanh"]
@@ -25,6 +40,8 @@ Widths = Annotated[
     Field(strict=False, min_length=1, max_length=64),
 ]
 Weights = Annotated[tuple[Value, ...], Field(strict=False, min_length=1, max_length=100)]
+DEPTH = 5  # lists and sections within each other; ours have 3
+LARGEST = 100_000  # characters of a file of parameters; ours has 3,000
 PIXELS = 28 * 28
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -123,7 +140,11 @@ class Params(Strict):
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read and check all parameters. Raises ParamsError, whose message is one line."""
     try:
-        return parse(path.read_text(encoding="utf-8"), path)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise ParamsError(f"{path}: expected at most {LARGEST} characters")
+        return parse(text, path)
     except OSError as error:
         raise ParamsError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -133,35 +154,72 @@ def load(path: Path = Path("params.yaml")) -> Params:
 def parse(text: str, path: Path = Path("params.yaml")) -> Params:
     """Check all parameters. Raises ParamsError, whose message is one line, and names `path`."""
     try:
+        _require_plain(text, path)
         # ruamel.yaml is DVC's own parser: `-S lr=1e-5` is a number to both.
         tree = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise ParamsError(f"{path}: {_yaml_problem(error)}") from error
+    except ParamsError:
+        raise
+    except Exception as error:  # beside its own, it has those of whatever it stumbles over
+        raise ParamsError(f"{path}: {_yaml_problem(error, text)}") from error
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
         raise ParamsError(f"{path}: {_first_problem(error)}") from error
 
 
-def _yaml_problem(error: Exception) -> str:
-    if not isinstance(error, MarkedYAMLError):
-        return (
-            f"expected YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        )
-    problem = " ".join((error.problem or "malformed").split())
-    mark = error.problem_mark
-    return (
-        f"line {mark.line + 1}: expected YAML: {problem}" if mark else f"expected YAML: {problem}"
-    )
+def _require_plain(text: str, path: Path) -> None:
+    """Raise ParamsError for aliases, which may unfold without end, for tags, and for depths."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        problem = ""
+        if isinstance(event, AliasEvent):
+            problem = f"expected plain values, found the alias *{_printable(event.anchor)}"
+        elif (tag := getattr(event, "tag", None)) is not None and str(tag) != "!":
+            problem = f"expected plain values, found the tag {_printable(str(tag))}"
+        elif depth > DEPTH:
+            problem = f"expected YAML of at most {DEPTH} levels"
+        if problem:
+            line = event.start_mark.line + 1
+            raise ParamsError(f"{path}: line {line}: {problem}")
+
+
+def _yaml_problem(error: Exception, text: str) -> str:
+    problem, line = one_line(error) or type(error).__name__, None
+    if isinstance(error, MarkedYAMLError):
+        problem = one_line(error.problem or "malformed")
+        line = error.problem_mark and error.problem_mark.line + 1
+    elif isinstance(error, ReaderError):
+        problem = f"unacceptable character #x{error.character:04x}"
+        line = text.count("\n", 0, error.position) + 1
+    else:
+        with contextlib.suppress(Exception):
+            line = next(_lines_that_fail(text), None)
+    return f"line {line}: expected YAML: {problem}" if line else f"expected YAML: {problem}"
+
+
+def _lines_that_fail(text: str) -> Iterator[int]:
+    """The lines of values that cannot be read, as 2001-99-99 is no date."""
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, ScalarEvent) and not event.style:  # what is quoted is text
+            try:
+                YAML(typ="safe", pure=True).load(event.value)
+            except Exception:
+                yield event.start_mark.line + 1
+
+
+def _printable(text: str) -> str:
+    """A name as it is, or in short and with escapes where a terminal should not have it."""
+    return text if text.isprintable() and len(text) <= 60 else reprlib.repr(text)
 
 
 def _first_problem(error: ValidationError) -> str:
     # A misspelt key is both unknown and missing: what was typed explains more.
     problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
     first = problems[0]
-    key = ".".join(map(str, first["loc"])) or "the file"
+    key = ".".join(_printable(str(part)) for part in first["loc"]) or "the file"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    found = repr(first["input"])
+    found = reprlib.repr(first["input"])  # short, also of aliases that unfold without end
     found = found if len(found) <= 60 else found[:57] + "..."
     message = first["msg"].replace("Input should be ", "")
     match first["type"]:
@@ -169,6 +227,8 @@ def _first_problem(error: ValidationError) -> str:
             return f"{key}: this key is missing{more}"
         case "extra_forbidden":
             return f"{key}: unknown key; accepted here: {', '.join(_siblings(first['loc']))}{more}"
+        case "invalid_key":
+            return f"{key}: expected the name of a parameter as key{more}"
         case "value_error":
             return f"{key}: expected {message.removeprefix('Value error, ')}{more}"
         case "model_type":

@@ -27,7 +27,7 @@ def git(*arguments: str, environment: Mapping[str, str] | None = None) -> bytes:
     command = ["git", *arguments]
     try:
         return subprocess.run(command, check=True, capture_output=True, env=environment).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
         raise InputError(f"{' '.join(command[:2])}: {one_line(reason)}") from error
 

@@ -5,9 +5,12 @@ This file runs before any of them, so it is where a wrong Python is met.
 
 import argparse
 import importlib.util
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,18 +41,33 @@ def no_arguments(description: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage: a user's mistake or a failing disk is one line and a non-zero exit.
+    """Run a stage, alone of its kind in this folder; errors are told as by `command`."""
+    from lab.workspace import alone
+
+    def stage() -> None:
+        with alone(re.sub(r"[^\w-]", "_", " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]))):
+            main()
+
+    command(stage)
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a program: a user's mistake or a failing disk is one line and a non-zero exit.
 
     Wrong parameters exit with 2, as wrong arguments do; anything else with 1.
     """
-    from lab.files import InputError
+    from lab.files import InputError, one_line
 
     # As an exception, SIGTERM cleans up on its way: temporary files, an open MLflow run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has had enough, as in `make compare | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -8,8 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lab import files, notes, params, pictures, tracking
+from lab import files, integrity, notes, params, pictures, tracking
 from stages import model_argument, run
+
+PARTS = ("train", "validation")
 
 
 def main() -> None:
@@ -28,9 +30,11 @@ def main() -> None:
         folder / f for f in ("model.safetensors", "history.csv", "metrics.json")
     )
     tables = [history, folder / "predictions.csv", folder / table]
+    integrity.require_unchanged(params.DATA[name], *tables, metrics, model)
     digests = {path: files.sha256(path) for path in (*inputs, *tables, metrics, model)}
     epochs, results = read_history(history), read_metrics(metrics)
-    tracking.record(
+    receipt = {path.as_posix(): digest for path, digest in digests.items()}
+    with tracking.recorded(
         name,
         params=p.seen_by(name),
         history=epochs,
@@ -42,19 +46,21 @@ def main() -> None:
         shape=p.shape(name),
         pictures=pictures.draw(name, folder, epochs),
         description=lambda run: notes.describe(name, p, epochs, results, run),
-    )
-    receipt = {path.as_posix(): digest for path, digest in digests.items()}
-    files.write_json(
-        folder / "receipt.json", {"fingerprint": tracking.fingerprint(digests), "sha256": receipt}
-    )
+    ):
+        files.write_json(
+            folder / "receipt.json",
+            {"fingerprint": tracking.fingerprint(digests), "sha256": receipt},
+        )
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """One row per epoch, 1 to n. Raises InputError for anything else."""
+    """One row per epoch, 1 to n, with finite losses. Raises InputError for anything else."""
     history = files.read_csv(path)
     epochs = [row.get("epoch") for row in history]
-    if not history or epochs != list(range(1, len(history) + 1)):
-        raise files.InputError(f"{path}: expected a row for each epoch from 1")
+    losses = [row.get(f"{part}_loss", math.nan) for row in history for part in PARTS]
+    finite = losses and all(map(math.isfinite, losses))
+    if not finite or epochs != list(range(1, len(history) + 1)):
+        raise files.InputError(f"{path}: expected a row for each epoch from 1, with finite losses")
     return history
 
 

@@ -24,6 +24,13 @@ SMALL = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true",
+        help="the faults of tests/faults in their long form; writes docs/reliability.md",
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the four real archives."""
@@ -96,11 +103,16 @@ class Clone:
         path.write_text(text, encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Clone:
+def short_trainings(folder: Path, mirror: Path) -> Clone:
     """A clone with short trainings, nothing run yet."""
-    clone = Clone(tmp_path_factory.mktemp("clone"), mirror)
+    clone = Clone(folder, mirror)
     shutil.copy(clone.folder / "tests/params.yaml", clone.folder / "params.yaml")
     clone.edit(SMALL)
     clone.commit("short trainings")
     return clone
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Clone:
+    """A clone with short trainings, nothing run yet."""
+    return short_trainings(tmp_path_factory.mktemp("clone"), mirror)

@@ -18,7 +18,7 @@ import pandas as pd
 from lab import params, repository, tracking
 from lab.files import InputError
 from lab.params import MODELS, ModelName
-from stages import run
+from stages import command
 
 MEASURES = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss")
 
@@ -132,4 +132,4 @@ def figure(mean: float, sd: float, form: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -12,6 +12,7 @@ Exit code 0: identical. 1: different. 2: it cannot be tried.
 import argparse
 import datetime
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from mlflow.entities import Run
 from lab import files, params, repository, tracking
 from lab.files import InputError, one_line
 from lab.params import MODELS
-from stages import run as run_main
+from stages import command
 
 SHA256 = "sha256."  # what the tags of digests begin with
 MISSING = "missing"
@@ -48,14 +49,16 @@ def main() -> None:
         with tracking.one_line_errors("MLflow does not give the run"):
             client = tracking.connect(create=False)
             run = find(client, asked)
-            print(f"replaying run {run.info.run_id} ({run.info.run_name})", file=sys.stderr)
+            name = one_line(run.info.run_name)  # of a store that may be another's
+            print(f"replaying run {run.info.run_id} ({name})", file=sys.stderr)
             comparisons = replay(client, run)
             differing = [each for each in comparisons if each.recorded != each.found]
             verdict = "different" if differing else "identical"
             where = f"{verdict} on {platform.platform()}, {datetime.datetime.now().date()}"
             client.set_tag(run.info.run_id, "replayed", where)
-    except (InputError, OSError) as error:
-        print(f"{asked}: cannot be tried: {one_line(error)}", file=sys.stderr)
+    except Exception as error:  # a store of another's may hold anything, and MLflow fail on it
+        why = one_line(error) if isinstance(error, (InputError, OSError)) else repr(error)
+        print(f"{asked}: cannot be tried: {one_line(why)}", file=sys.stderr)
         sys.exit(2)
     show(comparisons)
     if differing:
@@ -90,7 +93,14 @@ def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
         for tag, digest in tags.items()
         if tag.startswith(SHA256)
     }
-    if name not in MODELS or not digests or "git.commit" not in tags:
+    # The store may be another's: no path that leads out of the clone, or to other files of it.
+    ours = all(
+        path.parts[:1] in (("data",), ("results",)) and ".." not in path.parts
+        and re.fullmatch("[0-9a-f]{64}", sha or "")
+        for path, sha in digests.items()
+    )  # fmt: skip
+    named = re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", tags.get("git.commit") or "")
+    if name not in MODELS or not digests or not ours or not named:
         raise InputError("not a run that this pipeline recorded")
     with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
         store, clone = Path(temporary, "store"), Path(temporary, "clone")
@@ -177,15 +187,15 @@ def make_data(name: str, digests: dict[Path, str], clone: Path) -> list[Comparis
 
 def repro(clone: Path, *arguments: str) -> None:
     """Run stages in the clone, nothing taken from a cache and nothing left in one."""
-    command = ["dvc", "repro", "--no-run-cache", "--no-commit", *arguments]
-    print(" ".join(command), file=sys.stderr)
+    words = ["dvc", "repro", "--no-run-cache", "--no-commit", *arguments]
+    print(" ".join(words), file=sys.stderr)
     done = subprocess.run(
-        command, cwd=clone, env=repository.environment(), check=False,
+        words, cwd=clone, env=repository.environment(), check=False,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
-        raise InputError(f"{' '.join(command)}: {said[0] if said else done.stderr[-300:]}")
+        raise InputError(f"{' '.join(words)}: {said[0] if said else done.stderr[-300:]}")
 
 
 def in_order(digests: dict[Path, str]) -> list[tuple[Path, str]]:
@@ -207,8 +217,9 @@ def show(comparisons: list[Comparison]) -> None:
     print(f"{'':{width}}  {'recorded':12}  {'found':12}")
     for what, recorded, found in comparisons:
         mark = "same" if recorded == found else "DIFFERENT"
-        print(f"{what:{width}}  {recorded[:12]:12}  {found[:12]:12}  {mark}")
+        shown = one_line(recorded[:12])
+        print(f"{one_line(what):{width}}  {shown:12}  {found[:12]:12}  {mark}")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command(main)

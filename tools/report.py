@@ -14,7 +14,7 @@ import subprocess
 from lab import notes, repository
 from lab.files import InputError, one_line
 from lab.params import MODELS, ModelName
-from stages import run
+from stages import command
 
 OUTPUTS = ("dvc.lock", "results")
 
@@ -100,4 +100,4 @@ def fenced(text: str) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -197,7 +197,7 @@ def test_a_faulty_server_moves_on_to_the_next_source(
     assert download.fetch(NAMES, [server.url, str(mirror)]) == TRUE
     with pytest.raises(InputError, match=reason) as error:
         download.fetch(NAMES, [server.url])
-    assert len(str(error.value).splitlines()) == 3  # the heading, this source, Debian's package
+    assert "\n" not in str(error.value)
 
 
 def test_an_endless_answer_is_left(
@@ -218,8 +218,9 @@ def test_when_all_fail_each_source_is_named_with_its_reason(mirror: Path, tmp_pa
     (mirror / "labels.gz").unlink()
     with pytest.raises(InputError) as error:
         download.fetch(NAMES, [str(tmp_path / "none"), str(mirror), "http://127.0.0.1:9/"])
-    heading, first, second, third, debian = str(error.value).splitlines()
-    assert heading == "no source delivers Fashion-MNIST:"
+    heading, _, reasons = str(error.value).partition(": ")
+    assert heading == "no source delivers Fashion-MNIST"
+    first, second, third, debian = reasons.split("; ")
     assert "none: images.gz: No such file" in first
     assert "mirror: labels.gz: No such file" in second
     assert "http://127.0.0.1:9/: labels.gz" in third and "Connection refused" in third

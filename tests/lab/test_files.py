@@ -1,11 +1,14 @@
 """A file is whole or absent, whatever happens while it is written."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lab import files
 
@@ -64,6 +67,24 @@ def test_other_contents_are_refused(tmp_path: Path, text: str) -> None:
             read(path)
         with pytest.raises(files.InputError, match="No such file"):
             read(tmp_path / "none")
+
+
+def test_tensors_that_find_no_room_are_an_error_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"t\.safetensors: cannot be written: "):
+        limited(tmp_path / "t.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def limited(path: Path) -> None:
+    """Write more than a process may, which is as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        files.write_tensors(path, {"x": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_json_refuses_what_is_no_number(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Training is the algorithm of the book, and the history says what happened."""
 
+import json
 import math
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from lab import models, training
+from lab.checkpoints import Saved
 from lab.datasets import Examples
 from lab.files import InputError
 from lab.models import Architecture
@@ -134,13 +137,77 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     assert bits(1) != bits(2)
 
 
+class Stopped(Exception):  # noqa: N818
+    """Ends a training as a kill would."""
+
+
+class Notebook:
+    """A checkpoint in memory that is due after each step, and stops the training at the n-th."""
+
+    def __init__(self, stop: int | None = None, saved: Saved | None = None) -> None:
+        self.stop, self.saved, self.count = stop, saved, 0
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.count += 1
+        if self.count == self.stop:
+            copied = {name: tensor.clone() for name, tensor in tensors.items()}
+            self.saved = Saved(copied, json.loads(json.dumps(state)))
+            raise Stopped
+
+
+def result(notebook: Notebook | None, arithmetic: Literal["exact", "native"]) -> tuple[bytes, str]:
+    """Weights and history of a training with all that has a state: momentum, schedule, dropout."""
+    settings = SETTINGS.model_copy(update={"momentum": 0.9, "lr_schedule": "linear"})
+    model = models.build(Architecture(inputs=5, outputs=3, hidden=(8,), dropout=0.5), 1)
+    examples, validation = classification(22), classification(9)
+    with training.arithmetic(arithmetic):
+        history = training.train(
+            model, examples, validation, settings, 0.1, 1, notebook,  # type: ignore[arg-type]
+        )  # fmt: skip
+    bits = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    return bits, json.dumps(history)
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "native"])
+def test_a_training_goes_on_from_any_step_to_the_same_bits(
+    arithmetic: Literal["exact", "native"],
+) -> None:
+    whole = result(None, arithmetic)
+    for stop in range(1, 19):  # three epochs of six steps
+        notebook = Notebook(stop)
+        with pytest.raises(Stopped):
+            result(notebook, arithmetic)
+        assert result(Notebook(saved=notebook.saved), arithmetic) == whole, stop
+
+
+@pytest.mark.parametrize("forgotten", ["position", "momentum", "schedule", "groups", "model"])
+def test_without_a_part_of_the_state_the_bits_differ(forgotten: str) -> None:
+    notebook = Notebook(8)
+    with pytest.raises(Stopped):
+        result(notebook, "native")
+    fresh = Notebook(1)
+    with pytest.raises(Stopped):
+        result(fresh, "native")
+    assert notebook.saved and fresh.saved
+    tensors, state = notebook.saved
+    if forgotten in state:
+        state[forgotten] = {} if forgotten == "position" else fresh.saved.state[forgotten]
+    tensors |= {k: v for k, v in fresh.saved.tensors.items() if k.startswith(forgotten)}
+    assert result(Notebook(saved=notebook.saved), "native") != result(None, "native")
+
+
 def test_a_diverging_training_says_where_and_what_may_help() -> None:
     x = torch.full((20, 5), 1e3)
     examples = Examples(x, x.sum(1, keepdim=True))
     model = models.build(Architecture(inputs=5, outputs=1), 1)
     message = r"the loss is (inf|nan) in epoch \d, step \d; a learning rate below lr = 1000"
-    with pytest.raises(training.DivergedError, match=message):
+    with pytest.raises(training.DivergedError, match=message) as error:
         training.train(model, examples, examples, SETTINGS, 1000.0, 1)
+    (begun,) = error.value.history
+    assert begun["epoch"] == 1 and math.isfinite(begun["train_loss"])
 
 
 def test_sigmoid_layers_pass_on_less_gradient_than_relu() -> None:

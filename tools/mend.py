@@ -1,0 +1,122 @@
+"""Make the repository fit to run again after a kill, a full disk or a lost byte.
+
+    make repro      # runs this first
+    make mend       # or: python -m tools.mend --damaged
+
+Refuses wrong parameters before DVC removes anything. Mends DVC's own files where a kill left
+them half-written. With --damaged also reads every output and every object of DVC's cache, and
+removes what is not what its name or dvc.lock says: `make repro` makes it again.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from voluptuous import Invalid
+
+from lab import files, integrity, params, repository, workspace
+from lab.files import InputError
+from stages import command
+
+RWLOCK = workspace.NOTES / "rwlock"
+
+
+def main() -> None:
+    """Say what was mended, in one line each."""
+    parser = argparse.ArgumentParser(description="Mend what a kill or a lost byte left behind.")
+    parser.add_argument("--damaged", action="store_true", help="also remove damaged outputs")
+    damaged = parser.parse_args().damaged
+    params.load()
+    mend_rwlock()
+    mend_lock()
+    if damaged:
+        refuse_beside_dvc("look for damage")
+        found = [*left_behind(), *damaged_objects(), *damaged_outputs()]
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            print(f"removed {path}, which was damaged or never complete")
+        print("`make repro` makes again what is missing" if found else "nothing is damaged")
+
+
+def mend_rwlock() -> None:
+    """Remove DVC's note of who uses which file where it is no JSON, which stops every command."""
+    if RWLOCK.exists() and not is_json(RWLOCK):
+        refuse_beside_dvc(f"remove {RWLOCK}")
+        RWLOCK.unlink(missing_ok=True)
+        print(f"removed {RWLOCK}, which a killed DVC left half-written")
+
+
+def is_json(path: Path) -> bool:
+    """Whether the file can be parsed."""
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except ValueError:
+        return False
+
+
+def mend_lock() -> None:
+    """Bring dvc.lock back as committed where DVC was stopped while it wrote it."""
+    lock = integrity.LOCK
+    if not lock.exists():
+        return
+    text = lock.read_text(encoding="utf-8", errors="replace")
+    if text != (whole := repository.git("show", f"HEAD:./{lock}").decode()) and not is_lock(text):
+        refuse_beside_dvc(f"restore {lock}")
+        files.write_text(lock, whole)
+        print(f"restored {lock} as committed, as it was half-written")
+
+
+def is_lock(text: str) -> bool:
+    """Whether DVC takes this for a dvc.lock, and for more than an empty one."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    try:
+        return bool(COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text)))
+    except (YAMLError, Invalid):
+        return False
+
+
+def refuse_beside_dvc(what: str) -> None:
+    """Raise InputError where a DVC process of this repository lives."""
+    root = Path.cwd()
+    for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
+        words = process.info["cmdline"] or []
+        cwd = process.info["cwd"]
+        if cwd and Path(cwd).is_relative_to(root) and is_dvc(words):
+            raise InputError(f"cannot {what}: DVC is at work here as process {process.pid}")
+
+
+def is_dvc(words: list[str]) -> bool:
+    """Whether this is the command line of DVC or of one of its queue's workers."""
+    return any(Path(word).name == "dvc" for word in words[:3]) or "dvc" in words[:4]
+
+
+def left_behind() -> Iterator[Path]:
+    """The temporary files of stages that were killed while they wrote."""
+    for folder in ("data", "results"):
+        yield from (path for path in Path(folder).glob("*/.*") if path.is_file())
+
+
+def damaged_objects() -> Iterator[Path]:
+    """The objects of DVC's cache that are not what their name says."""
+    cache = Path(".dvc/cache/files/md5")
+    for path in sorted(cache.glob("??/*")):
+        name = path.parent.name + path.name
+        if files.digest(path, "md5") != name.removesuffix(".dir"):
+            yield path
+
+
+def damaged_outputs() -> Iterator[Path]:
+    """The outputs that are there and are not what dvc.lock says."""
+    for path, md5 in integrity.outputs().items():
+        if path.exists() and integrity.md5(path) != md5:
+            yield path
+
+
+if __name__ == "__main__":
+    command(main)
