@@ -22,7 +22,6 @@ from lab.params import DATA, ModelName, Params
 
 INTERVAL = 10.0  # seconds from one to the next: a shorter training writes none
 KEPT = 7 * 24 * 3600  # seconds that a training which nobody went on with is kept for
-CODE = ("exact", "lab", "stages")
 
 
 class Saved(NamedTuple):
@@ -91,7 +90,7 @@ def find(model: ModelName, params: Params, device: torch.device) -> Checkpoint:
 
 def key(model: ModelName, params: Params, device: torch.device) -> str:
     """A sha256 over parameters, code, data, PyTorch's release, and where it matters the machine."""
-    read = [path for folder in CODE for path in Path(folder).rglob("*.py")]
+    read = [path for folder in workspace.CODE for path in Path(folder).rglob("*.py")]
     read += [path for path in DATA[model].rglob("*") if path.is_file()]
     native = params.arithmetic == "native"
     determines = {

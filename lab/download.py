@@ -113,6 +113,8 @@ def _verified(name: str, archive: bytes) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.is_fifo():  # whose other end may never come
+            raise SourceError(f"{path.name}: expected a file, found a named pipe")
         with path.open("rb") as file:
             archive = file.read(LARGEST + 1)
     except OSError as error:

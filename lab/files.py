@@ -61,6 +61,10 @@ def atomic(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp grants nothing to others
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # as on a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -140,6 +140,8 @@ class Params(Strict):
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read and check all parameters. Raises ParamsError, whose message is one line."""
     try:
+        if path.is_fifo():  # whose other end may never come
+            raise ParamsError(f"{path}: cannot be read: expected a file, found a named pipe")
         with path.open(encoding="utf-8") as file:
             text = file.read(LARGEST + 1)
         if len(text) > LARGEST:

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lab.files import InputError, one_line
-
-CODE = ("exact", "lab", "stages")
+from lab.workspace import CODE
 
 
 def environment() -> dict[str, str]:

@@ -330,7 +330,8 @@ def one_line_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, requests.RequestException) as error:
-        raise InputError(f"{what}: {one_line(error)[:500]}") from error
+        said, _, _ = one_line(error).partition(" [SQL: ")  # not the whole statement as well
+        raise InputError(f"{what}: {said[:500]}") from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 NOTES = Path(".dvc/tmp")  # git ignores it, and DVC keeps its own notes there
+CODE = ("exact", "lab", "stages")  # the folders that a result comes from
 
 
 def main_root() -> Path:

@@ -8,10 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lab import files, integrity, notes, params, pictures, tracking
+from lab import datasets, files, integrity, notes, params, pictures, tracking
 from stages import model_argument, run
-
-PARTS = ("train", "validation")
 
 
 def main() -> None:
@@ -21,7 +19,7 @@ def main() -> None:
     folder = Path("results", name)
     if name == "linear_regression":
         table = "solution.csv"
-        data = [params.REGRESSION / f"{split}.csv" for split in ("train", "validation", "test")]
+        data = [params.REGRESSION / f"{split}.csv" for split in datasets.SPLITS]
         inputs = [*data, params.REGRESSION / "truth.json"]
     else:
         table = "confusion.csv"
@@ -57,7 +55,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
     """One row per epoch, 1 to n, with finite losses. Raises InputError for anything else."""
     history = files.read_csv(path)
     epochs = [row.get("epoch") for row in history]
-    losses = [row.get(f"{part}_loss", math.nan) for row in history for part in PARTS]
+    losses = [row.get(f"{part}_loss", math.nan) for row in history for part in datasets.SPLITS[:2]]
     finite = losses and all(map(math.isfinite, losses))
     if not finite or epochs != list(range(1, len(history) + 1)):
         raise files.InputError(f"{path}: expected a row for each epoch from 1, with finite losses")

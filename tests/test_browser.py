@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, ViewportSize, exp
 from ruamel.yaml import YAML
 
 from tests.conftest import Clone
-from tests.test_servers import healthy, running
+from tests.servers import healthy, running
 
 pytestmark = pytest.mark.slow
 PATIENCE = 60_000  # milliseconds: the first page takes long on a busy machine

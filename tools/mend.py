@@ -93,7 +93,7 @@ def refuse_beside_dvc(what: str) -> None:
 
 def is_dvc(words: list[str]) -> bool:
     """Whether this is the command line of DVC or of one of its queue's workers."""
-    return any(Path(word).name == "dvc" for word in words[:3]) or "dvc" in words[:4]
+    return any(Path(word).name == "dvc" for word in words[:4])
 
 
 def left_behind() -> Iterator[Path]:

@@ -7,6 +7,7 @@ import bz2
 import contextlib
 import gzip
 import http.server
+import os
 import random
 import re
 import signal
@@ -337,6 +338,7 @@ PLACES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a link to nothing": (lambda path: path.symlink_to("none"), "No such file"),
     "a link to itself": (lambda path: path.symlink_to(path.name), "symbolic links"),
     "a socket": (as_a_socket, "No such device|not supported"),
+    "a named pipe": (os.mkfifo, "expected a file, found a named pipe"),
 }
 
 
@@ -354,7 +356,7 @@ def test_what_is_in_place_of_an_archive(
     make(bad / TRAIN)
     assert re.match(f": .*({expected})", goes_on(str(bad), mirror, TRAIN, true))
     assert re.search(expected, stage(bad))
-    tried(PART, "no archive, or a folder, link or socket in its place", HELD, CONTROL)
+    tried(PART, "no archive, or a folder, link, socket or pipe in its place", HELD, CONTROL)
 
 
 @pytest.mark.parametrize(

@@ -433,6 +433,7 @@ PLACES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a link to itself": (lambda path: path.symlink_to(path.name), "symbolic links"),
     "a link through a file": (lambda path: path.symlink_to("/etc/passwd/none"), "Not a directory"),
     "a socket": (as_a_socket, "No such device|not supported"),
+    "a named pipe": (os.mkfifo, "expected a file, found a named pipe"),
     "a file of others": (unreadable, "Permission denied"),
 }
 
@@ -459,7 +460,7 @@ def test_what_is_in_place_of_the_file_is_named(
     make(place / "params.yaml")
     with as_a_user():
         assert re.match(f"cannot be read: .*({expected})", refusal(None))
-    tried(PART, "no file, or a folder, link, socket or unreadable file", HELD, CONTROL)
+    tried(PART, "no file, or a folder, link, socket, pipe or unreadable file", HELD, CONTROL)
 
 
 ODD: list[tuple[str, str, str, Any]] = [

@@ -25,7 +25,7 @@ from lab import files
 from lab.params import ModelName
 from tests.conftest import Clone
 from tests.faults.conftest import copy_of
-from tests.test_servers import mlflow_server, runs
+from tests.servers import mlflow_server, runs
 
 pytestmark = pytest.mark.slow
 PART = "4. The tracking server"

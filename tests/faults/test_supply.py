@@ -114,8 +114,8 @@ class Setup:
             "UV_CACHE_DIR": str(self.folder / "cache"), "PYTHON": sys.executable,
         }  # fmt: skip
         return subprocess.run(
-            ["make", "--no-print-directory", "setup"], cwd=self.folder, env=os.environ | environment, check=False,
-            capture_output=True, text=True,
+            ["make", "--no-print-directory", "setup"], cwd=self.folder, check=False,
+            env=os.environ | environment, capture_output=True, text=True,
         )  # fmt: skip
 
     def refuses(self, why: str) -> None:

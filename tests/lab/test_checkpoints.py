@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.clones import ROOT
-from lab import checkpoints, params
+from lab import checkpoints, params, workspace
 from lab.checkpoints import Checkpoint
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_a_digest_holds_name_state_and_tensors_together(checkpoint: Checkpoint) 
 @pytest.fixture
 def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """That of the linear regression, in a folder of its own with the project's code."""
-    for folder in checkpoints.CODE:
+    for folder in workspace.CODE:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
     (tmp_path / params.REGRESSION).mkdir(parents=True)

@@ -1,6 +1,7 @@
 """A file is whole or absent, whatever happens while it is written."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -25,6 +26,17 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    def write(contents: bytes) -> None:
+        with files.atomic(tmp_path / "file"), Path("/dev/full").open("wb") as full:
+            full.write(contents)
+
+    write(b"")
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path}/file'")):
+        write(b"contents")
 
 
 def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
