@@ -116,6 +116,11 @@ def connect(create: bool = True) -> mlflow.MlflowClient:
     return mlflow.MlflowClient()
 
 
+def _place(uri: str) -> str:
+    """The store's address or path, without a password."""
+    return uri.rpartition("@")[2].removeprefix(SQLITE)
+
+
 def _require_answer(uri: str) -> None:
     """Ask a server for any answer at all, as MLflow itself would wait for minutes.
 
@@ -129,10 +134,10 @@ def _require_answer(uri: str) -> None:
     except requests.exceptions.SSLError:
         pass  # which certificates to trust is among MLflow's own settings
     except (requests.RequestException, SQLAlchemyError, ValueError) as error:
-        where = uri.rpartition("@")[2]  # without a password
         raise InputError(
-            f"the tracking server at {where} does not answer: start it, or set MLFLOW_TRACKING_URI"
-            f" to another; then `dvc repro` goes on from here ({root_cause(error)[:200]})"
+            f"the tracking server at {_place(uri)} does not answer: start it, or set"
+            " MLFLOW_TRACKING_URI to another; then `dvc repro` goes on from here"
+            f" ({root_cause(error)[:200]})"
         ) from error
 
 
@@ -326,12 +331,12 @@ def _marked(client: mlflow.MlflowClient, mark: str) -> Sequence[Run]:
 
 @contextlib.contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
-    """Errors of MLflow and of what it stands on, as an InputError that begins with `what`."""
+    """Errors of MLflow and its libraries as an InputError: `what`, the store, and the reason."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, requests.RequestException) as error:
         said, _, _ = one_line(error).partition(" [SQL: ")  # not the whole statement as well
-        raise InputError(f"{what}: {said[:500]}") from error
+        raise InputError(f"{what} ({_place(store_uri())}): {said[:500]}") from error
 
 
 @contextlib.contextmanager
