@@ -145,7 +145,7 @@ def test_exp_run_trains_with_the_new_value_and_dvc_says_what_changed(clone: Clon
 def test_an_experiment_that_the_run_cache_knows_trains_nothing_and_is_recorded(
     clone: Clone,
 ) -> None:
-    clone.run("git", "checkout", "--quiet", ".")
+    clone.run("git", "checkout", "--quiet", "HEAD", ".")
     clone.run("dvc", "repro")  # back at the baseline
     before = len(runs(clone))
     output = clone.run("dvc", "exp", "run", "--name", "again", "-S", "lr=0.1")
@@ -155,7 +155,7 @@ def test_an_experiment_that_the_run_cache_knows_trains_nothing_and_is_recorded(
     first = {run["model"]: run["fingerprint"] for run in runs(clone) if run["run"] == "faster"}
     assert {run["model"]: run["fingerprint"] for run in again} == first
     assert all("reproduces" in run for run in again)
-    clone.run("git", "checkout", "--quiet", ".")
+    clone.run("git", "checkout", "--quiet", "HEAD", ".")
 
 
 def test_queued_experiments_run_side_by_side_and_none_is_lost(clone: Clone) -> None:
@@ -258,7 +258,7 @@ def test_dvc_yaml_names_the_code_that_a_stage_loads(
     if stage != "record":  # which stores all of exact and lab with the model
         code = {dep for dep in named if dep.endswith(".py")}
         assert code == {f for f in loaded if not f.startswith("exact/")} - {"lab/__init__.py"}
-    clone.run("git", "checkout", "--quiet", ".")
+    clone.run("git", "checkout", "--quiet", "HEAD", ".")
 
 
 def test_the_store_survives_all_this(clone: Clone) -> None:

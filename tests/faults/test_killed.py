@@ -232,6 +232,38 @@ def test_a_stage_that_outlives_its_dvc_is_waited_for(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("how", [("-S", "lr=0.01"), ("--temp", "-S", "lr=0.02")])
+def test_a_killed_experiment_leaves_nothing_in_the_way(
+    small: Clone, how: tuple[str, ...], tried: Callable[..., None]
+) -> None:
+    small.run(*REPRO)
+    expected, experiment = outputs(small), ("dvc", "exp", "run", *how)
+    process = start(small, *experiment)
+    stage_of(process)
+    processes = psutil.Process(process.pid).children(recursive=True)
+    kill_group(process)
+    for child in processes:  # DVC gives some a group of their own
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(processes)
+    if "--temp" not in how:  # the control
+        small.run("git", "checkout", "--quiet", ".")
+        assert "lr: 0.01" in (small.folder / "params.yaml").read_text(encoding="utf-8")
+    small.run("git", "checkout", "--quiet", "HEAD", ".")
+    small.run(*REPRO)
+    assert outputs(small) == expected
+    assert not small.run("git", "status", "--porcelain")
+    small.run(*experiment)
+    small.run("git", "checkout", "--quiet", "HEAD", ".")
+    small.run(*REPRO)
+    assert outputs(small) == expected
+    tried(
+        PART, "`dvc exp run` killed while it trains, in the workspace and with --temp",
+        "`git checkout HEAD . && make repro` comes to the committed state, and the next experiment"
+        " runs", "`git checkout .` leaves the parameters that DVC has staged",
+    )  # fmt: skip
+
+
 def test_the_lock_agrees_with_the_outputs(small: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests above compare is what dvc.lock says."""
     monkeypatch.chdir(small.folder)
