@@ -77,7 +77,7 @@ class _Mode(TorchDispatchMode):
     def __init__(self, draws: Draws) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.forms = FORMS | draws.forms
-        self._known: set[tuple[torch.dtype, str]] = set()  # types and devices, once checked
+        self._known: set[tuple[torch.dtype, torch.device]] = set()  # once checked
 
     def __torch_dispatch__(
         self,
@@ -92,7 +92,7 @@ class _Mode(TorchDispatchMode):
         result = form(*args, **(kwargs or {}))
         touched = args[0] if result is None and args else result  # updates in place return nothing
         for x in touched if isinstance(touched, (list, tuple)) else (touched,):
-            if isinstance(x, Tensor) and (x.dtype, x.device.type) not in self._known:
+            if isinstance(x, Tensor) and (x.dtype, x.device) not in self._known:
                 self._require_real_numbers(func, x)
         return result
 
@@ -114,7 +114,7 @@ class _Mode(TorchDispatchMode):
             )
         if x.device.type == "cuda":
             machine.check("cuda")
-        self._known.add((x.dtype, x.device.type))
+        self._known.add((x.dtype, x.device))
 
 
 _REFUSED_TYPES = {torch.float16, torch.bfloat16, torch.complex32, torch.complex64, torch.complex128}

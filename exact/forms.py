@@ -178,21 +178,18 @@ def _softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype
 _NONE, _MEAN, _SUM = 0, 1, 2  # PyTorch's numbers of the kinds of reduction
 
 
-def _kept(target: Tensor, weight: Tensor | None, ignore_index: int, like: Tensor) -> Tensor:
-    """The weight of each example: that of its class, and 0 where it is to be ignored."""
-    chosen = torch.ones_like(like) if weight is None else weight[target.clamp(min=0)]
-    return chosen.masked_fill_(target == ignore_index, 0)
-
-
 def _nll_loss(
     x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    picked = x.gather(1, target.clamp(min=0).unsqueeze(1)).squeeze(1)
-    kept = _kept(target, weight, ignore_index, picked)
-    losses = (-picked).mul_(kept).masked_fill_(kept == 0, 0)  # also where picked is infinite
+    index, ignored = target.clamp(min=0), target == ignore_index
+    losses = -x.gather(1, index.unsqueeze(1)).squeeze(1)
+    if weight is not None:
+        losses.mul_(weight[index])
+    losses.masked_fill_(ignored, 0)
     if reduction == _NONE:
         return losses, x.new_zeros(())
-    total, weights = grid.total(losses, [0]), grid.total(kept, [0])
+    each = torch.ones_like(losses) if weight is None else weight[index]
+    total, weights = grid.total(losses, [0]), grid.total(each.masked_fill(ignored, 0), [0])
     result = total / weights if reduction == _MEAN else total
     return result.to(x.dtype), weights.to(x.dtype)
 
@@ -201,10 +198,12 @@ def _nll_loss_backward(
     grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
     ignore_index: int, total_weight: Tensor,
 ) -> Tensor:  # fmt: skip
-    each = _kept(target, weight, ignore_index, x[:, 0]).mul_(-grad)
+    index = target.clamp(min=0)
+    each = -grad if weight is None else weight[index] * -grad
     if reduction == _MEAN:
-        each.div_(total_weight)
-    return torch.zeros_like(x).scatter_(1, target.clamp(min=0).unsqueeze(1), each.unsqueeze(1))
+        each = each / total_weight
+    each = torch.where(target == ignore_index, 0, each)
+    return torch.zeros_like(x).scatter_(1, index.unsqueeze(1), each.unsqueeze(1))
 
 
 def _mse_loss(x: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
@@ -267,7 +266,11 @@ def _foreach_(form: Callable[..., Tensor]) -> Callable[..., None]:
 
 
 def _foreach_add(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> Any:
-    return torch._foreach_add(xs, ys if alpha == 1 else torch._foreach_mul(ys, alpha))
+    if alpha == 1:
+        return torch._foreach_add(xs, ys)
+    products = torch._foreach_mul(ys, alpha)
+    torch._foreach_add_(products, xs)  # which nobody else holds
+    return products
 
 
 def _foreach_add_(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> None:
@@ -295,7 +298,7 @@ def _choice(operation: Any) -> Callable[..., Any]:
 
 
 _CHOICES = """
-    relu relu_ clamp clamp_ clamp_min clamp_max maximum minimum max min amax amin aminmax
+    clamp clamp_ clamp_min clamp_max maximum minimum max min amax amin aminmax
 """
 
 
@@ -340,6 +343,8 @@ FORMS: dict[Any, Callable[..., Any]] = {
     for name in _CHOICES.split()
     for overload in getattr(aten, name).overloads()
 } | {
+    aten.relu.default: lambda x: torch.threshold(x, 0, 0),  # which makes 0 of -0
+    aten.relu_.default: lambda x: torch.threshold_(x, 0, 0),
     aten._to_copy.default: _to_copy,
     aten.copy_.default: _copy_,
     aten.arange.default: lambda end, **options: _arange(0, end, **options),

@@ -147,13 +147,14 @@ def _int8_product(
     Or turned, (m, n): results are laid out row by row, as of others products are slow.
     """
     n, k = a.shape
-    # As in `snap`, but in float32, where the bits of the sum count the grid's steps.
+    # As in `snap`, but in float32, where the bits of the sum count the grid's steps. Their
+    # bytes are three digits from 0 to 255 of i + 0x8080, and less 128 each the lower two
+    # are from -128 to 127, as the highest is: i = d0 + 256 d1 + 65536 d2.
     shift = (size * (1.5 * 2.0 ** (24 - bits))).float()
-    integers = (a + shift).view(torch.int32).sub_(shift.view(torch.int32))
-    sums, step = integers.sum(1, keepdim=True), size * (2.0 ** (1 - bits))
+    digits = (a + shift).view(torch.int32).sub_(shift.view(torch.int32) - 0x8080)
+    sums, step = digits.sum(1, keepdim=True) - 0x8080 * k, size * (2.0 ** (1 - bits))
     step.clamp_(min=2.0**-149)  # the smallest that float32 counts in
-    # Three digits of base 256 from -128 to 127: i = d0 + 256 d1 + 65536 d2.
-    digits = integers.add_(0x8080).bitwise_xor_(0x8080)
+    digits.bitwise_xor_(0x8080)
     # One matrix of all planes, in the layout of a: to turn it would take longer than to fill it.
     if a.is_contiguous():
         planes = torch.empty((3, n, k), dtype=torch.int8)
@@ -168,7 +169,12 @@ def _int8_product(
         sums, step = sums.t(), step.t()
     else:
         d0, d1, d2 = torch._int_mm(stacked, bytes_).view(3, n, -1)
-    total = d2.double().mul_(256).add_(d1).mul_(256).add_(d0)
+    # As |i| <= 2^bits, d1 + 256 d2 is at most 2^(bits - 8) + 1/2: times k bytes, does it fit?
+    if k * (2 ** (bits - 1) + 64) < 2**31:
+        d1.add_(d2, alpha=256)
+    else:
+        d1 = d1.double().add_(d2.double(), alpha=256)
+    total = d0.double().add_(d1.double(), alpha=256)
     result: Tensor = total.add_(sums * 128).mul_(step / 256)
     return result
 

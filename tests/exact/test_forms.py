@@ -1,5 +1,6 @@
 """Every form is right forward and backward, in any layout, and in any order of summation."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -86,6 +87,24 @@ def test_the_layout_in_memory_does_not_matter(name: str) -> None:
         expected = value_and_gradients(CASES[name], X)
         for x in relaid(X):
             assert bits(value_and_gradients(CASES[name], x)) == bits(expected)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.0, 1.0, 2.0])])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("labels", [[-100, 1, 2, 0], [-100] * 4])
+def test_ignored_examples_count_for_nothing(
+    labels: list[int], reduction: str, weight: Tensor | None
+) -> None:
+    """Also where their loss would be infinite, and where all are ignored."""
+    x = torch.tensor([[-math.inf, 0.0, 1.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [5.0, 1.0, 1.0]])
+
+    def loss(x: Tensor) -> Tensor:
+        return F.cross_entropy(x, torch.tensor(labels), weight, reduction=reduction)
+
+    with exact.mode():
+        ours = value_and_gradients(loss, x)
+    for own, native in zip(ours, value_and_gradients(loss, x), strict=True):
+        torch.testing.assert_close(own, native, equal_nan=True)
 
 
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

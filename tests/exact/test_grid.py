@@ -146,10 +146,14 @@ def test_a_product_with_bytes_is_that_of_their_numbers(
     )
 
 
-def test_the_largest_integers_do_not_saturate() -> None:
-    a = torch.full((4, 4096), -1.0)
-    marked = grid.from_bytes(torch.full((4096, 4), 255).to(torch.uint8))
-    assert (grid.matmul(a, marked) == -4096 * 255 / 256).all()
+@pytest.mark.parametrize("k", [784, 1015, 1024, 4096, 65_536])
+@pytest.mark.parametrize("byte", [0, 255])
+def test_the_largest_integers_do_not_overflow(k: int, byte: int) -> None:
+    marked = grid.from_bytes(torch.full((k, 4), byte).to(torch.uint8))
+    a = torch.full((4, k), -2 + 2.0**-23)  # rounds to -2
+    assert (grid.matmul(a, marked) == -2 * k * byte / 256).all()
+    turned = grid.move_bytes(marked, Tensor.t)
+    assert (grid.matmul(turned, a.t()) == -2 * k * byte / 256).all()
 
 
 def test_a_changed_tensor_is_no_longer_taken_for_its_bytes() -> None:
