@@ -29,6 +29,7 @@ __all__ = [
 
 _BITS = 53  # of a float64
 _EXPONENT = 0x7FF << 52  # its exponent's bits
+_ROWS = 512  # at a time in products with bytes, so that what lies between fits into caches
 
 
 def scale(x: Tensor, dims: list[int]) -> Tensor:
@@ -147,6 +148,12 @@ def _int8_product(
     Or turned, (m, n): results are laid out row by row, as of others products are slow.
     """
     n, k = a.shape
+    if n > _ROWS:
+        parts = [
+            _int8_product(rows, sizes, bits, bytes_, turned)
+            for rows, sizes in zip(a.split(_ROWS), size.split(_ROWS), strict=True)
+        ]
+        return torch.cat(parts, dim=1 if turned else 0)
     # As in `snap`, but in float32, where the bits of the sum count the grid's steps. Their
     # bytes are three digits from 0 to 255 of i + 0x8080, and less 128 each the lower two
     # are from -128 to 127, as the highest is: i = d0 + 256 d1 + 65536 d2.

@@ -146,6 +146,15 @@ def test_a_product_with_bytes_is_that_of_their_numbers(
     )
 
 
+def test_products_with_bytes_are_the_same_in_parts() -> None:
+    a = numbers((grid._ROWS + 3, 20), 30)
+    generator = torch.Generator().manual_seed(1)
+    marked = grid.from_bytes(torch.randint(0, 256, (20, 7), generator=generator).to(torch.uint8))
+    plain, turned = marked.clone(), grid.move_bytes(marked, Tensor.t)
+    assert torch.equal(grid.matmul(a, marked), grid.matmul(a, plain))
+    assert torch.equal(grid.matmul(turned, a.t()), grid.matmul(plain.t(), a.t()))
+
+
 @pytest.mark.parametrize("k", [784, 1015, 1024, 4096, 65_536])
 @pytest.mark.parametrize("byte", [0, 255])
 def test_the_largest_integers_do_not_overflow(k: int, byte: int) -> None:
