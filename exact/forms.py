@@ -183,13 +183,14 @@ def _nll_loss(
 ) -> tuple[Tensor, Tensor]:
     index, ignored = target.clamp(min=0), target == ignore_index
     losses = -x.gather(1, index.unsqueeze(1)).squeeze(1)
-    if weight is not None:
-        losses.mul_(weight[index])
+    each = None if weight is None else weight[index]
+    if each is not None:
+        losses.mul_(each)
     losses.masked_fill_(ignored, 0)
     if reduction == _NONE:
         return losses, x.new_zeros(())
-    each = torch.ones_like(losses) if weight is None else weight[index]
-    total, weights = grid.total(losses, [0]), grid.total(each.masked_fill(ignored, 0), [0])
+    each = torch.ones_like(losses) if each is None else each
+    total, weights = grid.total(losses, [0]), grid.total(each.masked_fill_(ignored, 0), [0])
     result = total / weights if reduction == _MEAN else total
     return result.to(x.dtype), weights.to(x.dtype)
 

@@ -157,12 +157,15 @@ def test_products_with_bytes_are_the_same_in_parts() -> None:
 
 @pytest.mark.parametrize("k", [784, 1015, 1024, 4096, 65_536])
 @pytest.mark.parametrize("byte", [0, 255])
-def test_the_largest_integers_do_not_overflow(k: int, byte: int) -> None:
+@pytest.mark.parametrize("number", [-1.0, -2 + 2.0**-23])  # which rounds to -2
+def test_the_largest_integers_neither_saturate_nor_overflow(
+    k: int, byte: int, number: float
+) -> None:
     marked = grid.from_bytes(torch.full((k, 4), byte).to(torch.uint8))
-    a = torch.full((4, k), -2 + 2.0**-23)  # rounds to -2
-    assert (grid.matmul(a, marked) == -2 * k * byte / 256).all()
     turned = grid.move_bytes(marked, Tensor.t)
-    assert (grid.matmul(turned, a.t()) == -2 * k * byte / 256).all()
+    a, expected = torch.full((4, k), number), round(number) * k * byte / 256
+    assert (grid.matmul(a, marked) == expected).all()
+    assert (grid.matmul(turned, a.t()) == expected).all()
 
 
 def test_a_changed_tensor_is_no_longer_taken_for_its_bytes() -> None:
