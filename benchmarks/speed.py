@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,6 +65,11 @@ def the_books(name: ModelName, p: params.Params, data: FashionMNIST) -> float:
     return len(data) / (time.perf_counter() - started)
 
 
+def with_mlp(p: params.Params, **changes: Any) -> params.Params:
+    """The parameters with changes to the multilayer perceptron's."""
+    return p.model_copy(update={"mlp": p.mlp.model_copy(update=changes)})
+
+
 def training_speed(folder: Path) -> None:
     """Print images per second of both loops for both classifiers, and the book's own network."""
     p = params.load()
@@ -72,12 +78,11 @@ def training_speed(folder: Path) -> None:
     for name, contents in fetch(list(CONTENTS), FashionMNIST.mirrors).items():
         (raw / name.removesuffix(".gz")).write_bytes(contents)
     data = FashionMNIST(str(folder), transform=transforms.ToTensor())
-    one_layer = p.model_copy(update={"mlp": p.mlp.model_copy(update={"hidden": (256,)})})
     print(f"{'images per second':20} {'exact':>9} {'native':>9} {'book':>9}")
     trained: dict[str, tuple[ModelName, params.Params]] = {
         "softmax_regression": ("softmax_regression", p),
         "mlp": ("mlp", p),
-        "mlp as in the book": ("mlp", one_layer),
+        "mlp as in the book": ("mlp", with_mlp(p, hidden=(256,))),
     }
     for title, (model, q) in trained.items():
         rounds = [
@@ -101,8 +106,7 @@ def growth() -> None:
     train, _ = datasets.load_training("mlp", p)
     print(f"\n{'milliseconds a step':20} {'exact':>9} {'native':>9} {'ratio':>6}")
     for width, batch in [(w, 256) for w in (64, 256, 1024, 4096)] + [(256, b) for b in (64, 1024)]:
-        wide = p.mlp.model_copy(update={"hidden": (width,), "batch_size": batch, "epochs": 1})
-        q = p.model_copy(update={"mlp": wide})
+        q = with_mlp(p, hidden=(width,), batch_size=batch)
         few, one = head(train, STEPS * batch), head(train, 1)
         rounds = [
             [seconds("mlp", q, kind, few, one) / STEPS for kind in ("exact", "native")]
