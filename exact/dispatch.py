@@ -78,6 +78,7 @@ class _Mode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.forms = FORMS | draws.forms
         self._known: set[tuple[torch.dtype, torch.device]] = set()  # once checked
+        self._plain: set[tuple[torch.dtype, torch.layout]] = set()
 
     def __torch_dispatch__(
         self,
@@ -89,6 +90,9 @@ class _Mode(TorchDispatchMode):
         form = self.forms.get(func)
         if form is None:
             return self._by_parts(func, args, kwargs or {})
+        for x in args:
+            if isinstance(x, Tensor) and (x.dtype, x.layout) not in self._plain:
+                self._require_plain(func, x)
         result = form(*args, **(kwargs or {}))
         touched = args[0] if result is None and args else result  # updates in place return nothing
         for x in touched if isinstance(touched, (list, tuple)) else (touched,):
@@ -106,8 +110,14 @@ class _Mode(TorchDispatchMode):
             )
         return result
 
+    def _require_plain(self, func: Any, x: Tensor) -> None:
+        # Only what comes from outside the block can be such, and may give real, dense results.
+        if x.is_complex() or x.is_quantized or x.layout is not torch.strided:
+            raise NotExactError(f"{func} of {x.dtype}, {x.layout}: exact are dense real numbers")
+        self._plain.add((x.dtype, x.layout))
+
     def _require_real_numbers(self, func: Any, x: Tensor) -> None:
-        if x.dtype in _REFUSED_TYPES or x.device.type not in ("cpu", "cuda", "meta"):
+        if x.dtype not in _TYPES or x.device.type not in ("cpu", "cuda", "meta"):
             raise NotExactError(
                 f"{func} gives {x.dtype} on {x.device.type}: exact are real numbers of 32 and 64"
                 " bits, integers and booleans, on cpu and cuda"
@@ -117,14 +127,17 @@ class _Mode(TorchDispatchMode):
         self._known.add((x.dtype, x.device))
 
 
-_REFUSED_TYPES = {torch.float16, torch.bfloat16, torch.complex32, torch.complex64, torch.complex128}
+_TYPES = {
+    torch.float32, torch.float64, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+}  # fmt: skip
 
 # Exact as they are, in every overload: views, copies and casts; construction;
 # comparison and choice; integers; and + - × of two numbers each, which IEEE 754
 # defines to the last bit.
 _NAMES = """
     alias as_strided detach expand lift_fresh permute select slice split split_with_sizes
-    squeeze transpose unbind unfold unsqueeze view _unsafe_view _reshape_alias diagonal
+    squeeze t transpose unbind unfold unsqueeze view _unsafe_view _reshape_alias diagonal
     clone contiguous fill_ zero_ resize_
     empty empty_like empty_strided full full_like new_empty new_empty_strided new_full
     new_ones new_zeros ones ones_like zeros zeros_like scalar_tensor eye

@@ -26,8 +26,12 @@ class Draws:
         self.forms: dict[Any, Callable[..., Any]] = {
             aten.rand.default: self._rand,
             aten.randn.default: self._randn,
-            aten.rand_like.default: lambda x, **_: self._uniform_(torch.empty_like(x)),
-            aten.randn_like.default: lambda x, **_: self._normal_(torch.empty_like(x)),
+            aten.rand_like.default: lambda x, **options: self._uniform_(
+                torch.empty_like(x, **options)
+            ),
+            aten.randn_like.default: lambda x, **options: self._normal_(
+                torch.empty_like(x, **options)
+            ),
             aten.randperm.default: self._randperm,
             aten.randperm.generator: self._randperm,
             aten.randint.default: lambda high, *args, **kw: self._randint(0, high, *args, **kw),
@@ -41,7 +45,9 @@ class Draws:
             aten.bernoulli_.float: self._bernoulli_,
             aten.bernoulli_.Tensor: self._bernoulli_,
             aten.native_dropout.default: self._dropout,
-            aten.native_dropout_backward.default: lambda grad, mask, scale: grad * mask * scale,
+            aten.native_dropout_backward.default: lambda grad, mask, scale: (
+                grad * _noise(mask, 1 / scale if scale else 0, grad)
+            ),
         }
         if seed is None:
             self.forms = {operation: _refuse(operation) for operation in self.forms}
@@ -70,20 +76,28 @@ class Draws:
     ) -> Tensor:
         if generator is not None:  # a DataLoader's; integers on the CPU are the same everywhere
             return torch.randperm(n, generator=generator)
-        return random.permutation(n, *self._key(None)).to(options.get("device"))
+        order = random.permutation(n, *self._key(None))
+        return order.to(options.get("device"), options.get("dtype") or torch.int64)
 
     def _randint(self, low: int, high: int, size: list[int], **options: Any) -> Tensor:
         x = torch.empty(size, **options | {"dtype": options.get("dtype") or torch.int64})
         return x.copy_(self._random(x, None).mul_(high - low).floor_().add_(low))
 
     def _random_(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        return x.copy_(self._random(x, generator).mul_(2.0**24).floor_())
+        if x.dtype == torch.bool:
+            end = 2
+        else:
+            end = 2**24 if x.is_floating_point() else min(2**24, torch.iinfo(x.dtype).max + 1)
+        return x.copy_(self._random(x, generator).mul_(end).floor_())
 
     def _uniform_(
         self, x: Tensor, low: float = 0, high: float = 1,
         generator: torch.Generator | None = None,
     ) -> Tensor:  # fmt: skip
-        return x.copy_(self._random(x, generator).mul_(high - low).add_(low))
+        draw = self._random(x, generator)
+        if x.dtype == torch.float32:  # cut, as rounding could make 1 of what is below it
+            draw.mul_(2.0**24).floor_().mul_(2.0**-24)
+        return x.copy_(draw.mul_(high - low).add_(low))
 
     def _normal_(
         self, x: Tensor, mean: float = 0, std: float = 1, generator: torch.Generator | None = None
@@ -97,8 +111,18 @@ class Draws:
         return x.copy_(self._random(x, generator) < p)
 
     def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-        kept = self._random(x, None) >= p
-        return x * kept * (1 / (1 - p) if p < 1 else 0.0), kept
+        if train is False:
+            return x.clone(), torch.ones_like(x, dtype=torch.bool)
+        # By the same steps as where PyTorch composes dropout of `bernoulli_`, `div_` and `mul`:
+        # which of the two ways it goes depends on the device.
+        kept = self._random(x, None) < 1 - p
+        return x * _noise(kept, 1 - p, x), kept
+
+
+def _noise(kept: Tensor, share: float, x: Tensor) -> Tensor:
+    """1 / share where kept, else 0, in the type of x."""
+    noise = kept.to(x.dtype)
+    return noise / torch.full_like(noise, share) if share else noise
 
 
 def _refuse(operation: Any) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from exact import functions, grid
 from exact.errors import NotExactError
@@ -40,7 +41,7 @@ def _sub_(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
 
 
 def _rsub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
-    return torch.sub(torch.as_tensor(b, dtype=a.dtype, device=a.device), a * alpha)
+    return torch.sub(torch.as_tensor(b, dtype=torch.result_type(a, b), device=a.device), a * alpha)
 
 
 def _divisor(a: Tensor, b: Any) -> Any:
@@ -78,15 +79,19 @@ def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 def _pow(x: Tensor, exponent: float) -> Tensor:
     """By repeated multiplication, a square root for a half, and one division for a negative."""
+    dtype = torch.result_type(x, exponent)
+    if not dtype.is_floating_point:
+        return torch.pow(x, exponent)  # integers, which no sum rounds
     whole, half = divmod(abs(exponent), 1)
     if half not in (0, 0.5) or whole > 16:
         raise NotExactError(
             f"pow with exponent {exponent} has no exact form: multiples of 1/2 up to 16 have"
         )
-    result = functions.sqrt(x).to(x.dtype) if half else torch.ones_like(x)
+    y = x.double()
+    result = functions.sqrt(y) if half else torch.ones_like(y)
     for _ in range(int(whole)):
-        result = result * x
-    return result if exponent >= 0 else torch.ones_like(x) / result
+        result = result * y
+    return (result if exponent >= 0 else torch.ones_like(y) / result).to(dtype)
 
 
 def _bincount(x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
@@ -108,17 +113,18 @@ def _of_integers(operation: Any) -> Callable[..., Tensor]:
 def _sum(
     x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:
-    if not x.is_floating_point() and not (dtype and dtype.is_floating_point):
-        return (
-            torch.sum(x, _dims(dims), keepdim, dtype=dtype) if dims else torch.sum(x, dtype=dtype)
-        )
-    return grid.total(x, _dims(dims), keepdim).to(dtype or x.dtype)
+    x = x if dtype is None else _to_copy(x, dtype=dtype)
+    if not x.is_floating_point():
+        return torch.sum(x, _dims(dims) or None, keepdim)
+    return grid.total(x, _dims(dims), keepdim).to(x.dtype)
 
 
 def _mean(
     x: Tensor, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:
-    return grid.mean(x, _dims(dims), keepdim).to(dtype or x.dtype)
+    x = x if dtype is None else _to_copy(x, dtype=dtype)
+    grid.require_fractions(x)
+    return grid.mean(x, _dims(dims), keepdim).to(x.dtype)
 
 
 def _norm(
@@ -126,21 +132,29 @@ def _norm(
 ) -> Tensor:
     if order != 2:
         raise NotExactError(f"the norm of order {order} has no exact form: that of order 2 has")
+    grid.require_fractions(x)
     y = x.to(torch.float64, copy=True)
     return functions.sqrt(grid.total(y.mul_(y), _dims(dims), keepdim)).to(dtype or x.dtype)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype != b.dtype or not a.is_floating_point():
+        return torch.matmul(a, b)  # integers, which no sum rounds, or PyTorch's error
     return grid.matmul(a, b).to(a.dtype)
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """The product and then the sum, each rounded, as PyTorch may also call them one by one.
+
+    Which way a linear layer goes depends on the layout of its input in memory.
+    """
     if beta != 1 or alpha != 1:
         raise NotExactError("addmm with factors has no exact form: multiply apart")
-    return grid.matmul(a, b).add_(bias.double()).to(a.dtype)
+    return _matmul(a, b).add_(bias)
 
 
 def _log_softmax64(x: Tensor, dim: int) -> Tensor:
+    grid.require_fractions(x)
     if not x.numel():
         return x.double()
     shifted = x.to(torch.float64, copy=True).sub_(x.amax(dim, keepdim=True))
@@ -181,7 +195,8 @@ _NONE, _MEAN, _SUM = 0, 1, 2  # PyTorch's numbers of the kinds of reduction
 def _nll_loss(
     x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    index, ignored = target.clamp(min=0), target == ignore_index
+    ignored = target == ignore_index
+    index = target.masked_fill(ignored, 0)
     losses = -x.gather(1, index.unsqueeze(1)).squeeze(1)
     each = None if weight is None else weight[index]
     if each is not None:
@@ -199,11 +214,12 @@ def _nll_loss_backward(
     grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
     ignore_index: int, total_weight: Tensor,
 ) -> Tensor:  # fmt: skip
-    index = target.clamp(min=0)
+    ignored = target == ignore_index
+    index = target.masked_fill(ignored, 0)
     each = -grad if weight is None else weight[index] * -grad
     if reduction == _MEAN:
         each = each / total_weight
-    each = torch.where(target == ignore_index, 0, each)
+    each = torch.where(ignored, 0, each)
     return torch.zeros_like(x).scatter_(1, index.unsqueeze(1), each.unsqueeze(1))
 
 
@@ -236,7 +252,8 @@ def _addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
 
 
 def _lerp(x: Tensor, end: Tensor, weight: float) -> Tensor:
-    return x + (end - x) * weight
+    # From the nearer end, so that weights 0 and 1 give the ends themselves.
+    return x + (end - x) * weight if weight < 0.5 else end - (end - x) * (1 - weight)
 
 
 def _in_place(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -258,12 +275,20 @@ def _foreach(form: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
 
 def _foreach_(form: Callable[..., Tensor]) -> Callable[..., None]:
     """The form for lists of tensors, in place."""
-    each = _foreach(form)
+    return _counted(_foreach(form))
 
-    def each_(xs: list[Tensor], *others: Any, **kwargs: Any) -> None:
-        each(xs, *others, **kwargs)
 
-    return each_
+def _counted(form: Callable[..., Any]) -> Callable[..., None]:
+    """The form, which changes a list of tensors, and this change in their versions.
+
+    Below autograd PyTorch does not count it; marks of bytes and saved tensors rely on it.
+    """
+
+    def form_(xs: list[Tensor], *others: Any, **kwargs: Any) -> None:
+        form(xs, *others, **kwargs)
+        increment_version([x for x in xs if not x.is_inference()])
+
+    return form_
 
 
 def _foreach_add(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> Any:
@@ -325,16 +350,20 @@ def _within(x: Tensor, dtype: torch.dtype) -> Tensor:
     Which integer such a number becomes is left to the processor.
     """
     limits = torch.iinfo(dtype)
-    top = float(limits.max) if limits.bits < 64 else 2.0**63 - 1024  # a float64 below 2^63
+    top = float(limits.max)
+    if limits.bits == 64:
+        top = math.nextafter(top, 0)  # as 2^63 - 1 is no float64
     y = x.double()
     return torch.where(y.isnan(), 0.0, y).clamp_(float(limits.min), top)
 
 
 def _arange(start: float, end: float, step: float = 1, **options: Any) -> Tensor:
     """With fractions, start + i · step in two operations, which the processor may not fuse."""
-    if all(float(value).is_integer() for value in (start, step)):
+    dtype = options.get("dtype") or torch.get_default_dtype()
+    whole = all(float(value).is_integer() for value in (start, step))
+    if whole or not dtype.is_floating_point:
         return torch.arange(start, end, step, **options)
-    dtype = options.pop("dtype", None) or torch.get_default_dtype()
+    options.pop("dtype", None)
     steps = torch.arange(math.ceil((end - start) / step), **options).double()
     return steps.mul_(step).add_(start).to(dtype)
 
@@ -348,21 +377,21 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.relu_.default: lambda x: torch.threshold_(x, 0, 0),
     aten._to_copy.default: _to_copy,
     aten.copy_.default: _copy_,
+    aten.fill_.Tensor: _copy_,
     aten.arange.default: lambda end, **options: _arange(0, end, **options),
     aten.arange.start: _arange,
     aten.arange.start_step: _arange,
     aten.index.Tensor: _moved(aten.index.Tensor),
     aten.index_select.default: _moved(aten.index_select.default),
-    aten.t.default: _moved(aten.t.default),
     # Optimisers update many tensors in one call.
     aten._foreach_add.List: _foreach_add,
     aten._foreach_add.Scalar: _foreach(_add),
-    aten._foreach_add_.List: _foreach_add_,
+    aten._foreach_add_.List: _counted(_foreach_add_),
     aten._foreach_add_.Scalar: _foreach_(_add_),
     aten._foreach_add_.Tensor: _foreach_(_add_),
     aten._foreach_mul.Scalar: aten._foreach_mul.Scalar,
     aten._foreach_mul.ScalarList: _foreach(torch.mul),
-    aten._foreach_mul_.Scalar: aten._foreach_mul_.Scalar,
+    aten._foreach_mul_.Scalar: _counted(aten._foreach_mul_.Scalar),
     aten._foreach_mul_.Tensor: _foreach_(Tensor.mul_),
     aten._foreach_neg.default: _foreach(torch.neg),
     aten._foreach_sqrt.default: _foreach(_sqrt),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "erf", "exp", "exp_normal", "log", "log_normal", "normal_cdf", "polynomial", "power",
-    "sigmoid", "sqrt", "tanh",
+    "power_of_two", "sigmoid", "sqrt", "tanh",
 ]  # fmt: skip
 
 _LOG2_E = 1.4426950408889634
@@ -37,13 +37,13 @@ def exp(x: Tensor) -> Tensor:
     # Beyond 800 the result is 0 or infinity as it is here; NaN stays.
     part, k = _exp_parts(x.double().clamp(-800, 800))
     half = k >> 1  # in two steps, as 2^k can be beyond float64 where the result is not
-    return part.mul_(_power_of_two(half)).mul_(_power_of_two(k - half))
+    return part.mul_(power_of_two(half)).mul_(power_of_two(k - half))
 
 
 def exp_normal(x: Tensor) -> Tensor:
     """e^x of float64 numbers of [-700, 700], where it needs fewer steps."""
     part, k = _exp_parts(x)
-    return part.mul_(_power_of_two(k))
+    return part.mul_(power_of_two(k))
 
 
 def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,8 @@ def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor]:
     return polynomial(r, _EXP), k.long()
 
 
-def _power_of_two(k: Tensor) -> Tensor:
+def power_of_two(k: Tensor) -> Tensor:
+    """2^k in float64, for integers k of its normal numbers; infinity for 1024."""
     return ((k + 1023) << 52).view(torch.float64)
 
 
@@ -102,7 +103,7 @@ def sqrt(x: Tensor) -> Tensor:
 
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e^-x) in float64."""
-    return 1 / (exp(-x) + 1)
+    return 1 / (exp(-x.double()) + 1)
 
 
 _TANH = (1.0, -1 / 3, 2 / 15, -17 / 315)

@@ -11,24 +11,33 @@ workers can share them (a maximum over all, a rounding each, a sum over all):
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from exact.functions import power_of_two
 
 __all__ = [
     "from_bytes",
     "matmul",
     "mean",
     "product_bits",
+    "require_fractions",
     "scale",
     "snap",
     "sum_bits",
     "total",
+    "totals",
 ]
 
 _BITS = 53  # of a float64
 _EXPONENT = 0x7FF << 52  # its exponent's bits
+# Of each marked tensor its bytes, and its version then: beside it and not its attribute, as
+# a copy takes attributes along and counts its versions anew.
+_MARKS = WeakTensorKeyDictionary()
 _ROWS = 512  # at a time in products with bytes, so that what lies between fits into caches
 
 
@@ -61,6 +70,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     With 21 and 22 bits for k = 784, a little less than float32's 24. A row of the
     result depends on that row of `a` alone, not on the batch that it is part of.
     """
+    if a.dtype == torch.float64:
+        return _product64(a, b)
     a_bits, b_bits = product_bits(a.shape[-1])
     a_bytes, b_bytes = _bytes(a), _bytes(b)
     a_size = scale(a, [-1]) if a_bytes is None else None
@@ -72,6 +83,17 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     a = a.double() if a_size is None else snap(a, a_size, a_bits)
     b = b.double() if b_size is None else snap(b, b_size, b_bits)
     return torch.matmul(a, b)
+
+
+def _product64(a: Tensor, b: Tensor) -> Tensor:
+    """The product of float64 matrices, whose sizes leave no room: so first brought to size 1."""
+    a_bits, b_bits = product_bits(a.shape[-1])
+    # Subnormal numbers, whose exponent is not their size, lie on the grid of the smallest normal.
+    a_size, b_size = (scale(*x).clamp_(min=2.0**-1022) for x in ((a, [-1]), (b, [-2])))
+    product = torch.matmul(snap(a / a_size, 1.0, a_bits), snap(b / b_size, 1.0, b_bits))
+    exponent = (a_size.view(torch.int64) >> 52) + (b_size.view(torch.int64) >> 52) - 2 * 1023
+    half = exponent >> 1  # in two steps, as 2^exponent can be too large where the result is not
+    return product.mul_(power_of_two(half)).mul_(power_of_two(exponent - half))
 
 
 def product_bits(k: int) -> tuple[int, int]:
@@ -87,10 +109,13 @@ def from_bytes(x: Tensor) -> Tensor:
     """Numbers x / 256 of [0, 1) as float32, for x of uint8, marked with the bytes they come from.
 
     They lie on every grid, so products need not round them, and where the CPU has
-    instructions for bytes use these. The mark is an attribute, which indexing and
-    transposing under the mode pass on; without it a product is the same, but slower. A
-    change by PyTorch ends it; one through `.numpy()` or `.data` is not seen, so make none.
+    instructions for bytes use these. Indexing under the mode passes the mark on, a transposed
+    view has it, a copy has not; without it a product is the same, but slower. A change by
+    PyTorch ends it; one through `.numpy()` or `.data` is not seen, so make none.
+    Raises TypeError for other types than uint8.
     """
+    if x.dtype != torch.uint8:
+        raise TypeError(f"expected bytes (torch.uint8), not {x.dtype}")
     return _from_signed((x ^ 0x80).view(torch.int8))  # x - 128
 
 
@@ -106,14 +131,28 @@ def _from_signed(bytes_: Tensor) -> Tensor:
 
 def _mark(x: Tensor, bytes_: Tensor) -> Tensor:
     if not x.is_inference():  # whose changes are not counted
-        x._exact_bytes = (bytes_, x._version)  # type: ignore[attr-defined]
+        _MARKS[x] = (bytes_, x._version)
     return x
 
 
 def _bytes(x: Tensor) -> Tensor | None:
-    """The bytes, less 128, that x is marked with, unless it has changed since."""
-    bytes_, version = getattr(x, "_exact_bytes", (None, 0))
-    return bytes_ if bytes_ is not None and version == x._version else None
+    """The bytes, less 128, that x or the matrix that it is the transpose of is marked with.
+
+    Unless they have changed since: views count their versions together.
+    """
+    bytes_, version = _MARKS.get(x, (None, 0))
+    base = x._base
+    if bytes_ is None and base is not None and _is_transpose(x, base):
+        bytes_, version = _MARKS.get(base, (None, 0))
+        bytes_ = None if bytes_ is None else bytes_.t()
+    return None if bytes_ is None or version != x._version else bytes_
+
+
+def _is_transpose(x: Tensor, base: Tensor) -> bool:
+    return bool(
+        x.dim() == 2 and x.dtype == base.dtype and x.shape == base.shape[::-1]
+        and x.stride() == base.stride()[::-1] and x.storage_offset() == base.storage_offset()
+    )  # fmt: skip
 
 
 def _fits_int8(x: Tensor, size: Tensor, other: Tensor) -> bool:
@@ -195,11 +234,25 @@ def total(
     """
     if not dims:
         dims = list(range(x.dim()))
-    n = 1
-    for dim in dims:
-        n *= x.shape[dim]
+    n = math.prod(x.shape[dim] for dim in dims) if x.dim() else 1
+    if n <= 2:  # one sum, or none: there is no other order
+        return (x.double() + 0.0).sum(dims, keepdim=keepdim)
     size = scale(x, dims) if largest is None else largest
     return snap(x, size, sum_bits(n)).sum(dims, keepdim=keepdim)
+
+
+def totals(x: Tensor, places: Tensor, n: int) -> Tensor:
+    """The n sums, in float64, of the numbers of x (k,) that go to each of n places (k,).
+
+    As by `total`: rounded to a grid that the numbers of a place alone decide.
+    """
+    ones = torch.ones(n, dtype=torch.int64, device=x.device)
+    counts = torch.zeros_like(ones).scatter_add_(0, places, ones.new_ones(len(x)))
+    sizes = torch.zeros(n, dtype=torch.float64, device=x.device)
+    sizes.scatter_reduce_(0, places, scale(x.unsqueeze(1), [1]).squeeze(1), "amax")
+    growth = scale((2 * counts - 1).clamp_(min=0).unsqueeze(1), [1]).squeeze(1)  # 2^headroom
+    shifts = torch.where(counts <= 2, 0.0, sizes * growth * 1.5)[places]
+    return torch.zeros_like(sizes).scatter_add_(0, places, x.double().add(shifts).sub_(shifts))
 
 
 def mean(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
@@ -207,6 +260,12 @@ def mean(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
     sums = total(x, dims, keepdim)
     # By a tensor: on a GPU, division by a number multiplies by the reciprocal.
     return sums.div_(torch.full_like(sums, x.numel() // max(sums.numel(), 1)))
+
+
+def require_fractions(x: Tensor) -> None:
+    """Raise TypeError for integers, as PyTorch does; else results would be cut to integers."""
+    if not x.is_floating_point():
+        raise TypeError(f"expected numbers of a floating-point type, not {x.dtype}")
 
 
 def sum_bits(n: int) -> int:

@@ -24,6 +24,7 @@ def _layer_norm(
     x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and mean and 1/deviation with the normalised dimensions of size 1."""
+    grid.require_fractions(x)
     dims = list(range(x.dim() - len(shape), x.dim()))
     mean = grid.mean(x, dims, keepdim=True)
     centred = x.double() - mean
@@ -60,6 +61,7 @@ def _layer_norm_backward(
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    grid.require_fractions(x)
     y = x.double()
     share = functions.normal_cdf(y) if approximate == "none" else functions.sigmoid(_curve(y))
     return (y * share).to(x.dtype)
@@ -85,12 +87,15 @@ def _curve(x: Tensor) -> Tensor:
 
 
 def _scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    """X plus the sums of what meets in each place, rounded to one grid for the whole tensor."""
-    return _accumulate(x, source, lambda sums, items: sums.scatter_add_(dim, index, items))
+    if not x.dim():
+        return _accumulate(x, torch.zeros_like(index), source)
+    places, used = _places(x), tuple(slice(n) for n in index.shape)
+    others = tuple(slice(None) if i == dim % x.dim() else part for i, part in enumerate(used))
+    return _accumulate(x, places[others].gather(dim, index), source[used])
 
 
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    return _accumulate(x, source * alpha, lambda sums, items: sums.index_add_(dim, index, items))
+    return _accumulate(x, _places(x).index_select(dim, index), source * alpha)
 
 
 def _index_put(
@@ -99,21 +104,26 @@ def _index_put(
     if not accumulate:
         raise NotExactError("index_put has no exact form where places may repeat: use scatter_add")
 
-    def put(sums: Tensor, items: Tensor) -> Tensor:
-        result: Tensor = aten.index_put_(sums, indices, items, True)
-        return result
-
-    return _accumulate(x, values, put)
+    places = aten.index.Tensor(_places(x), indices)
+    return _accumulate(x, places, values.expand(places.shape))
 
 
-def _accumulate(x: Tensor, source: Tensor, add: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _places(x: Tensor) -> Tensor:
+    """The number of each place of x, counted row by row."""
+    return torch.arange(x.numel(), device=x.device).view(x.shape)
+
+
+def _accumulate(x: Tensor, places: Tensor, source: Tensor) -> Tensor:
+    """X plus, in each place, the sum of the numbers that go there.
+
+    Each place has a grid of its own, so its sum depends on nothing that goes elsewhere.
+    """
+    places, items = places.flatten(), source.flatten()
     if not x.is_floating_point():
-        return add(x.clone(), source)
-    if not source.numel():
-        return x.clone()
-    dims = list(range(source.dim()))
-    items = grid.snap(source, grid.scale(source, dims), grid.sum_bits(source.numel()))
-    sums = add(torch.zeros_like(x, dtype=torch.float64), items)
+        return x.flatten().scatter_add(0, places, items).view(x.shape)
+    if x.dtype != source.dtype:
+        raise TypeError(f"expected numbers of the same type, not {x.dtype} and {source.dtype}")
+    sums = grid.totals(items, places, x.numel()).view(x.shape)
     return sums.add_(x).to(x.dtype)
 
 

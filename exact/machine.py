@@ -26,7 +26,7 @@ def check(device: str = "cpu") -> None:
     """
     if sys.maxsize < 2**32:
         raise MachineError("a 32-bit Python: exact arithmetic needs 64 bits")
-    n = 1 << 16  # enough for every thread to get a part
+    n = max(2, torch.get_num_threads()) << 15  # enough for every thread to get a part
     tiny = torch.full((n,), 2.0**-1070, dtype=torch.float64, device=device)
     # By their bits: a comparison, too, takes subnormal numbers for zero where they are flushed.
     if not bool(((tiny * 0.5).view(torch.int64) == 1 << 3).all()):

@@ -18,6 +18,7 @@ G = torch.Generator().manual_seed(0)
 X = torch.randn(7, 5, generator=G)
 Y = torch.randn(7, 5, generator=G)
 LABELS = torch.tensor([0, 1, 2, 3, 3, 0, 1])
+COMPLEX, SPARSE = X.to(torch.complex64), X.to_sparse()  # made outside of the block
 
 
 def test_a_prediction_does_not_depend_on_its_batch_and_natively_it_does() -> None:
@@ -31,6 +32,20 @@ def test_a_prediction_does_not_depend_on_its_batch_and_natively_it_does() -> Non
         with exact.mode():
             assert torch.equal(model(x).softmax(1), alone())
         assert not torch.equal(model(x).softmax(1), alone())  # the control
+
+
+def test_nor_does_a_transformer_with_trained_biases() -> None:
+    # Its linear layers meet transposed inputs, which PyTorch takes another way than plain
+    # ones; with one example or one word the two are the same in memory.
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        words = torch.randn(7, 6, 16, generator=generator)  # (words, examples, features)
+        with exact.mode():
+            alone = [layer(example) for example in words.split(1, 1)]
+            assert torch.equal(layer(words), torch.cat(alone, 1))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +67,9 @@ def test_a_prediction_does_not_depend_on_its_batch_and_natively_it_does() -> Non
         (lambda: F.conv_transpose2d(X[None, None], Y[None, None]), "transposed convolution"),
         (lambda: nn.BatchNorm1d(5)(X), "batch_norm"),
         (lambda: torch._foreach_add_([X.half()], 1.0), "float16"),
+        (lambda: COMPLEX.abs(), "complex64"),
+        (lambda: X + SPARSE, "sparse"),
+        (lambda: X.to(torch.float8_e4m3fn), "float8"),
     ],
 )
 def test_what_has_no_exact_form_is_refused_by_name(
@@ -90,6 +108,56 @@ def test_a_range_is_computed_in_two_operations(step: float) -> None:
         ours = torch.arange(1, 1 + 70 * step, step, dtype=torch.float64)
     assert ours.tolist() == [1 + i * step for i in range(len(ours))]
     torch.testing.assert_close(ours, torch.arange(1, 1 + 70 * step, step, dtype=torch.float64))
+
+
+WHOLE = torch.tensor([[1, 2, 3]])
+ONE = torch.ones(1, 1, dtype=torch.float64)
+PROMOTED: dict[str, Callable[[], Tensor]] = {
+    "number - integers": lambda: 1.5 - WHOLE,
+    "root of integers": lambda: WHOLE**0.5,
+    "float power of integers": lambda: WHOLE**2.0,
+    "power of integers": lambda: WHOLE**2,
+    "product of integers": lambda: WHOLE * 2**22 @ WHOLE.t(),
+    "sigmoid of bytes": lambda: torch.sigmoid(WHOLE.to(torch.uint8)),
+    "sum as integers": lambda: torch.tensor([1.5, 1.5]).sum(dtype=torch.int64),
+    "sum of truths": lambda: (WHOLE > 1).sum(dtype=torch.float32),
+    "sum with dimensions kept": lambda: torch.sum(WHOLE, None, keepdim=True),
+    "sum of a number": lambda: torch.tensor(2.5).sum(0),
+    "sum of one float64": lambda: torch.tensor([1 + 2.0**-52], dtype=torch.float64).sum(),
+    "sum of a huge float64": lambda: torch.tensor([1e308], dtype=torch.float64).sum(),
+    "softmax of a number": lambda: torch.tensor(2.5).softmax(0),
+    "range of integers": lambda: torch.arange(5, 0, -1.5, dtype=torch.int64),
+    "lerp to the end": lambda: torch.lerp(torch.tensor(1e8), torch.tensor(1.0), 1.0),
+    "float64 beyond float32": lambda: torch.tensor([[1e300]], dtype=torch.float64) @ ONE,
+    "uint64": lambda: torch.tensor([1e19]).to(torch.uint64),
+    "a fraction for integers": lambda: torch.zeros(2).long().fill_(torch.tensor(2.5)),
+}
+
+
+@pytest.mark.parametrize("name", PROMOTED)
+def test_types_and_ends_are_those_of_pytorch(name: str) -> None:
+    native = PROMOTED[name]()
+    with exact.mode():
+        ours = PROMOTED[name]()
+    assert ours.dtype == native.dtype and ours.shape == native.shape
+    torch.testing.assert_close(ours, native)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda: F.cross_entropy(X, LABELS - 1),  # a label of -1
+        lambda: torch.mm(X, Y.t().double()),
+        lambda: WHOLE.softmax(1),
+        lambda: torch.linalg.vector_norm(WHOLE),
+        lambda: F.gelu(WHOLE),
+        lambda: F.layer_norm(WHOLE, (3,)),
+        lambda: exact.from_bytes(WHOLE),
+    ],
+)
+def test_wrong_labels_and_types_are_errors(operation: Callable[[], Tensor]) -> None:
+    with exact.mode(), pytest.raises((IndexError, RuntimeError, TypeError)):
+        operation()
 
 
 def test_a_block_within_a_block_computes_the_same_with_draws_of_its_own() -> None:

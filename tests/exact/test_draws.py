@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exact
+from exact import random
 from tests.exact.oracle import bits
 
 N = 20_000
@@ -46,6 +47,39 @@ def test_the_seed_decides_and_the_distribution_is_right(name: str) -> None:
     assert bits([first]) != bits([second])
     assert abs(first.mean().item() - mean) < 5 * deviation / N**0.5
     assert abs(first.std().item() - deviation) < 0.03 * deviation
+
+
+def test_dropout_is_the_same_by_either_way_that_pytorch_takes() -> None:
+    x = torch.randn(50, 40, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+    def dropped(dropout: Callable[[Tensor], Tensor]) -> list[bytes]:
+        with exact.mode(seed=1):
+            y = dropout(x)
+            (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        return bits([y.detach(), gradient])
+
+    by_parts = dropped(lambda x: F.dropout(x, 0.3))  # as on a CPU
+    assert by_parts == dropped(lambda x: torch.native_dropout(x, 0.3, True)[0])  # as on a GPU
+    with exact.mode(seed=1), torch.inference_mode():
+        assert bits([F.dropout(x, 0.3)]) == by_parts[:1]
+    with exact.mode(seed=1):
+        assert torch.equal(torch.native_dropout(x, 0.3, False)[0], x)
+
+
+def test_draws_have_the_type_asked_for_and_stay_below_one() -> None:
+    with exact.mode(seed=0):
+        whole = torch.zeros(1000, dtype=torch.int8)
+        assert len(set(torch.rand_like(whole, dtype=torch.float32).tolist())) > 900
+        assert torch.randperm(4, dtype=torch.int32).dtype == torch.int32
+        assert int(whole.random_().min()) >= 0 and int(whole.max()) > 100
+        assert whole.bool().random_().float().mean() < 0.6
+    with exact.mode(seed=0):
+        for _ in range(16):
+            torch.rand(1)
+        drawn = torch.rand(2_000_000)
+    draws = random.uniform((2_000_000,), 0, "mode", 17)
+    assert draws.max() < 1 == draws.float().max()  # the control: rounded, one of them is 1
+    assert drawn.max() < 1
 
 
 def test_a_gradient_passes_where_dropout_kept() -> None:

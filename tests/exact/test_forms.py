@@ -39,6 +39,8 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "square": torch.square,
     "cube": lambda x: x**3,
+    "power 16": lambda x: x**16,
+    "power -3.5": lambda x: (x.abs() + 0.1) ** -3.5,
     "power 0": lambda x: x**0 * x,
     "root by pow": lambda x: (x.abs() + 0.1) ** 0.5,
     "sum": torch.sum,
@@ -51,6 +53,9 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "bmm": lambda x: torch.bmm(x.expand(2, 7, 5), Y.to(x.dtype).t().expand(2, 5, 7)),
     "linear": lambda x: F.linear(x, Y.to(x.dtype), LABELS.to(x.dtype)),
     "gather": lambda x: x.gather(1, LABELS.unsqueeze(1).expand(7, 3)),
+    "linear, batches": lambda x: F.linear(
+        x.expand(2, 7, 5).transpose(0, 1), Y.to(x.dtype), LABELS.to(x.dtype)
+    ),
     "index": lambda x: x[LABELS],
     "index_select": lambda x: x.index_select(0, LABELS),
     "softmax": lambda x: F.softmax(x, 1),

@@ -1,5 +1,7 @@
 """Sums and products are the true ones of the rounded numbers, in any order of summation."""
 
+import copy
+import io
 from fractions import Fraction
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import exact
 from exact import grid
 
 
@@ -175,6 +178,41 @@ def test_a_changed_tensor_is_no_longer_taken_for_its_bytes() -> None:
     view.add_(1 / 3)
     assert grid._bytes(marked) is None
     assert grid.matmul(torch.ones(1, 3), marked)[0, 0] > 3
+
+
+def test_a_mark_lives_with_its_tensor_alone() -> None:
+    weights = numbers((4, 3), 3)
+    marked = exact.from_bytes(torch.arange(20).view(5, 4).to(torch.uint8))
+    torch.save(marked, saved := io.BytesIO())
+    saved.seek(0)
+    with exact.mode():
+        expected = (marked.clone() * 3) @ weights
+    assert grid._bytes(marked) is not None and grid._bytes(marked.t()) is not None
+    for copied in (copy.deepcopy(marked), torch.load(saved)):
+        assert grid._bytes(copied) is None
+        with exact.mode():
+            assert torch.equal(copied.mul_(3) @ weights, expected)
+    with exact.mode():
+        turned = marked.t()
+        assert turned.data_ptr() == marked.data_ptr()
+        torch._foreach_mul_([turned], 3.0)  # which below autograd counts no version by itself
+        assert grid._bytes(marked) is None and grid._bytes(turned) is None
+        assert torch.equal(marked @ weights, expected)
+
+
+@pytest.mark.parametrize("exponents", [(-537, -538), (500, 500), (1000, -900), (-1010, 60)])
+def test_float64_products_do_not_depend_on_their_order_at_any_scale(
+    exponents: tuple[int, int],
+) -> None:
+    def scaled(x: Tensor, exponent: int) -> Tensor:  # in two steps, as one number can be too small
+        return x * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randint(-7, 8, (2, 30, 300), generator=generator).double()
+    expected, order = scaled(a @ b.t(), sum(exponents)), torch.randperm(300, generator=generator)
+    a, b = scaled(a, exponents[0]), scaled(b, exponents[1])
+    assert torch.equal(grid.matmul(a, b.t()), expected)
+    assert torch.equal(grid.matmul(a[:, order], b[:, order].t()), expected)
 
 
 def test_a_huge_number_of_bits_is_not_asked_for() -> None:

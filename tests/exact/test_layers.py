@@ -116,6 +116,46 @@ def test_any_convolution_is_that_of_float64(
         torch.testing.assert_close(own.double(), value, rtol=1e-5, atol=1e-5)
 
 
+def added(way: str, places: Tensor, values: Tensor) -> Tensor:
+    """Zeros, and in each of three places the sum of what goes there."""
+    zeros = torch.zeros(3, dtype=values.dtype)
+    if way == "index_put":
+        return zeros.index_put((places,), values, accumulate=True)
+    flat, numbers = places.flatten(), values.expand(places.shape).flatten()
+    return getattr(zeros, way)(0, flat, numbers)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", ["scatter_add", "index_add", "index_put"])
+def test_a_sum_in_a_place_depends_on_what_goes_there_alone(way: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    places = torch.randint(0, 3, (400, 37), generator=generator)
+    values = torch.randn(37, generator=generator).to(dtype)  # broadcast, by index_put
+    order, columns = (torch.randperm(n, generator=generator) for n in (400, 37))
+    with exact.mode():
+        ours = added(way, places, values)
+        assert torch.equal(added(way, places[order][:, columns], values[columns]), ours)
+        # Elsewhere something huge, which would leave nothing of the others on a common grid.
+        values, places = torch.cat([values * 1e-20, values.new_tensor([1e15])]), places[0]
+        there = torch.cat([places.clamp(max=1), torch.tensor([2])])
+        beside = added(way, there, values)
+        assert torch.equal(beside[:2], added(way, there[:37], values[:37])[:2])
+        values[-1] = torch.inf
+        assert torch.equal(added(way, there, values)[:2], beside[:2])
+    true = torch.zeros(2, dtype=torch.float64).index_add(0, there[:37], values[:37].double())
+    torch.testing.assert_close(beside[:2].double(), true, rtol=1e-5, atol=0)
+
+
+def test_scatter_add_along_any_dimension_and_of_a_part() -> None:
+    x, source = draw(4, 3, 5), draw(4, 6, 5)
+    index = torch.randint(0, 3, (2, 6, 4), generator=G)
+    for dim in (1, -2):
+        true = x.double().scatter_add(dim, index, source.double())
+        with exact.mode():
+            ours = x.scatter_add(dim, index, source)
+        torch.testing.assert_close(ours.double(), true, rtol=1e-6, atol=1e-6)
+
+
 def test_the_order_of_words_does_not_matter_and_natively_it_does() -> None:
     words = torch.randint(0, 3, (5000,), generator=torch.Generator().manual_seed(1))
     gradients = torch.randn(5000, 4, generator=torch.Generator().manual_seed(2))
