@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "erf", "exp", "exp_normal", "log", "log_normal", "normal_cdf", "polynomial", "power",
-    "power_of_two", "sigmoid", "sqrt", "tanh",
+    "erf", "exp", "exp_normal", "ldexp", "log", "log_normal", "normal_cdf", "polynomial", "power",
+    "sigmoid", "sqrt", "tanh",
 ]  # fmt: skip
 
 _LOG2_E = 1.4426950408889634
@@ -35,15 +35,13 @@ _EXP = tuple(1 / math.factorial(n) for n in range(14))
 def exp(x: Tensor) -> Tensor:
     """e^x in float64."""
     # Beyond 800 the result is 0 or infinity as it is here; NaN stays.
-    part, k = _exp_parts(x.double().clamp(-800, 800))
-    half = k >> 1  # in two steps, as 2^k can be beyond float64 where the result is not
-    return part.mul_(power_of_two(half)).mul_(power_of_two(k - half))
+    return ldexp(*_exp_parts(x.double().clamp(-800, 800)))
 
 
 def exp_normal(x: Tensor) -> Tensor:
     """e^x of float64 numbers of [-700, 700], where it needs fewer steps."""
     part, k = _exp_parts(x)
-    return part.mul_(power_of_two(k))
+    return part.mul_(_power_of_two(k))
 
 
 def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +54,13 @@ def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor]:
     return polynomial(r, _EXP), k.long()
 
 
-def power_of_two(k: Tensor) -> Tensor:
-    """2^k in float64, for integers k of its normal numbers; infinity for 1024."""
+def ldexp(x: Tensor, k: Tensor) -> Tensor:
+    """X times 2^k, in place, for integers k from -2044 to 2046."""
+    half = k >> 1  # in two steps, as 2^k can be beyond float64 where the result is not
+    return x.mul_(_power_of_two(half)).mul_(_power_of_two(k - half))
+
+
+def _power_of_two(k: Tensor) -> Tensor:
     return ((k + 1023) << 52).view(torch.float64)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from exact.functions import power_of_two
+from exact.functions import ldexp
 
 __all__ = [
     "from_bytes",
@@ -50,8 +50,12 @@ def scale(x: Tensor, dims: list[int]) -> Tensor:
     if x.numel() == 0:
         shape = [1 if i in [d % x.dim() for d in dims] else n for i, n in enumerate(x.shape)]
         return torch.zeros(shape, dtype=torch.float64, device=x.device)
-    largest = x.abs().amax(dims, keepdim=True).double()
-    return (largest.view(torch.int64) & _EXPONENT).view(torch.float64)
+    return _size(x.abs().amax(dims, keepdim=True))
+
+
+def _size(x: Tensor) -> Tensor:
+    """The largest power of two that each number's magnitude reaches, as by `scale`."""
+    return (x.double().view(torch.int64) & _EXPONENT).view(torch.float64)
 
 
 def snap(x: Tensor, scale: Tensor | float, bits: int) -> Tensor:
@@ -92,8 +96,7 @@ def _product64(a: Tensor, b: Tensor) -> Tensor:
     a_size, b_size = (scale(*x).clamp_(min=2.0**-1022) for x in ((a, [-1]), (b, [-2])))
     product = torch.matmul(snap(a / a_size, 1.0, a_bits), snap(b / b_size, 1.0, b_bits))
     exponent = (a_size.view(torch.int64) >> 52) + (b_size.view(torch.int64) >> 52) - 2 * 1023
-    half = exponent >> 1  # in two steps, as 2^exponent can be too large where the result is not
-    return product.mul_(power_of_two(half)).mul_(power_of_two(exponent - half))
+    return ldexp(product, exponent)
 
 
 def product_bits(k: int) -> tuple[int, int]:
@@ -246,13 +249,12 @@ def totals(x: Tensor, places: Tensor, n: int) -> Tensor:
 
     As by `total`: rounded to a grid that the numbers of a place alone decide.
     """
-    ones = torch.ones(n, dtype=torch.int64, device=x.device)
-    counts = torch.zeros_like(ones).scatter_add_(0, places, ones.new_ones(len(x)))
-    sizes = torch.zeros(n, dtype=torch.float64, device=x.device)
-    sizes.scatter_reduce_(0, places, scale(x.unsqueeze(1), [1]).squeeze(1), "amax")
-    growth = scale((2 * counts - 1).clamp_(min=0).unsqueeze(1), [1]).squeeze(1)  # 2^headroom
-    shifts = torch.where(counts <= 2, 0.0, sizes * growth * 1.5)[places]
-    return torch.zeros_like(sizes).scatter_add_(0, places, x.double().add(shifts).sub_(shifts))
+    zeros = torch.zeros(n, dtype=torch.float64, device=x.device)
+    sizes = zeros.scatter_reduce(0, places, _size(x), "amax")
+    counts = torch.bincount(places, minlength=n)
+    growth = _size((2 * counts - 1).clamp_(min=0))  # 2^headroom
+    scales = torch.where(counts <= 2, 0.0, sizes * growth)  # 0: nothing to round, as in `total`
+    return zeros.scatter_add_(0, places, snap(x, scales[places], _BITS))
 
 
 def mean(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:

@@ -20,6 +20,7 @@ def draw(*shape: int) -> Tensor:
 
 
 X = draw(3, 4, 7, 6)
+ONE = torch.tensor(1.0)
 WORDS = torch.tensor([[1, 2, 1], [0, 1, 3]])
 CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "layer_norm": (lambda x, w, b: F.layer_norm(x, (6,), w, b), [X, draw(6), draw(6)]),
@@ -154,6 +155,8 @@ def test_scatter_add_along_any_dimension_and_of_a_part() -> None:
         with exact.mode():
             ours = x.scatter_add(dim, index, source)
         torch.testing.assert_close(ours.double(), true, rtol=1e-6, atol=1e-6)
+    with exact.mode():
+        assert ONE.scatter_add(0, torch.tensor(0), ONE) == 2
 
 
 def test_the_order_of_words_does_not_matter_and_natively_it_does() -> None:

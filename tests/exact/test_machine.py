@@ -30,6 +30,27 @@ def test_flushed_subnormals_are_refused() -> None:
         pass
 
 
+def test_flushed_subnormals_are_refused_on_any_thread() -> None:
+    # In a process of its own, as the workers keep what they have started with.
+    script = """
+import torch, exact
+torch.set_num_threads(2)
+torch.ones(1 << 20).mul_(1)
+torch.set_num_threads(4)
+if torch.set_flush_denormal(True):  # for the two workers that start now
+    torch.ones(1 << 20).mul_(1)
+    torch.set_flush_denormal(False)
+    flushed = (torch.full((1 << 20,), 2.0**-130) * 0.5 == 0).any()
+    print("flushed" if flushed else "")
+    with exact.mode():
+        pass
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if "flushed" not in done.stdout:
+        pytest.skip("no worker flushes subnormals here")
+    assert "MachineError: subnormal" in done.stderr
+
+
 def test_products_that_round_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     machine._check_products.cache_clear()
     # One bit more than a float64 holds, as a GEMM with fewer bits would see it.
