@@ -80,6 +80,15 @@ def test_value_and_gradient_are_the_true_ones(name: str) -> None:
         torch.testing.assert_close(own.double(), true, rtol=5e-6, atol=5e-6)
 
 
+@pytest.mark.parametrize("exponent", [-16, -3.5, -0.5, 3, 8, 16])
+def test_a_power_is_within_one_unit_in_the_last_place(exponent: float) -> None:
+    x = torch.linspace(0.5, 2, 5000)
+    true = (x.double() ** exponent).float()
+    with exact.mode():
+        ours = x**exponent
+    assert ((ours.view(torch.int32) - true.view(torch.int32)).abs() <= 1).all()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_agree_with_finite_differences(name: str) -> None:
     with exact.mode():

@@ -149,14 +149,14 @@ def test_a_sum_in_a_place_depends_on_what_goes_there_alone(way: str, dtype: torc
 
 def test_scatter_add_along_any_dimension_and_of_a_part() -> None:
     x, source = draw(4, 3, 5), draw(4, 6, 5)
-    index = torch.randint(0, 3, (2, 6, 4), generator=G)
-    for dim in (1, -2):
+    for dim, n in ((1, 6), (-2, 2)):  # more than x has in this dimension, and fewer
+        index = torch.randint(0, 3, (2, n, 4), generator=G)
         true = x.double().scatter_add(dim, index, source.double())
         with exact.mode():
             ours = x.scatter_add(dim, index, source)
         torch.testing.assert_close(ours.double(), true, rtol=1e-6, atol=1e-6)
     with exact.mode():
-        assert ONE.scatter_add(0, torch.tensor(0), ONE) == 2
+        assert ONE.scatter_add(0, torch.tensor([0, 0]), torch.ones(2)) == 3
 
 
 def test_the_order_of_words_does_not_matter_and_natively_it_does() -> None:
