@@ -131,14 +131,14 @@ def added(way: str, places: Tensor, values: Tensor) -> Tensor:
 def test_a_sum_in_a_place_depends_on_what_goes_there_alone(way: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
     places = torch.randint(0, 3, (400, 37), generator=generator)
-    values = torch.randn(37, generator=generator).to(dtype)  # broadcast, by index_put
+    values = torch.randn(37, generator=generator, dtype=torch.float64).to(dtype)  # broadcast
     order, columns = (torch.randperm(n, generator=generator) for n in (400, 37))
     with exact.mode():
         ours = added(way, places, values)
         assert torch.equal(added(way, places[order][:, columns], values[columns]), ours)
         # Elsewhere something huge, which would leave nothing of the others on a common grid.
-        values, places = torch.cat([values * 1e-20, values.new_tensor([1e15])]), places[0]
-        there = torch.cat([places.clamp(max=1), torch.tensor([2])])
+        values, places = torch.cat([values * 1e-20, values.new_full((3,), 1e15)]), places[0]
+        there = torch.cat([places.clamp(max=1), torch.full((3,), 2)])
         beside = added(way, there, values)
         assert torch.equal(beside[:2], added(way, there[:37], values[:37])[:2])
         values[-1] = torch.inf
