@@ -12,7 +12,9 @@ NotExactError. So nothing inexact can slip in unseen.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
+from threading import Thread
 from typing import Any
 
 import torch
@@ -24,8 +26,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from exact import forms, layers, machine, optimizers
-from exact.draws import Draws
+from exact import draws, forms, layers, machine, optimizers
 from exact.errors import NotExactError
 
 __all__ = ["mode"]
@@ -35,31 +36,25 @@ aten = torch.ops.aten
 
 @contextlib.contextmanager
 def mode(seed: int | None = None) -> Iterator[None]:
-    """Compute exactly within the block.
+    """Compute exactly within the block, and in threads that are started in it.
 
-    Random operations of PyTorch follow from the seed and their order in the block.
+    PyTorch's random operations follow from the seed, or from a generator that they are given.
     Raises NotExactError where an operation has no exact form, and MachineError where
     the machine does not keep the rules of IEEE 754 that exactness rests on.
     """
     machine.check()
-    if active := _active():  # in a block within a block only the draws change
-        outer, active.forms = active.forms, FORMS | Draws(seed).forms
-        try:
-            yield
-        finally:
-            active.forms = outer
-        return
-    hooks = (
-        register_optimizer_step_pre_hook(optimizers.before_step),
-        register_optimizer_step_post_hook(optimizers.after_step),
-    )
-    try:
-        # Attention in its plain form: fused kernels sum in an order of their own.
-        with sdpa_kernel(SDPBackend.MATH), _Mode(Draws(seed)):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    forms = FORMS | (draws.UNSEEDED if seed is None else draws.FORMS)
+    with contextlib.nullcontext() if seed is None else draws.seeded(seed):
+        if active := _active():  # in a block within a block only the draws change
+            outer, active.forms = active.forms, forms
+            try:
+                yield
+            finally:
+                active.forms = outer
+        else:
+            # Attention in its plain form: fused kernels sum in an order of their own.
+            with sdpa_kernel(SDPBackend.MATH), _Mode(forms):
+                yield
 
 
 def _active() -> "_Mode | None":
@@ -74,9 +69,9 @@ class _Mode(TorchDispatchMode):
         # as much as the operation; and what is compiled never meets this mode anyway.
         return False
 
-    def __init__(self, draws: Draws) -> None:
+    def __init__(self, forms: dict[Any, Callable[..., Any]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.forms = FORMS | draws.forms
+        self.forms = forms
         self._known: set[tuple[torch.dtype, torch.device]] = set()  # once checked
         self._plain: set[tuple[torch.dtype, torch.layout]] = set()
 
@@ -163,3 +158,34 @@ EXACT = {
 FORMS: dict[Any, Callable[..., Any]] = (
     {operation: operation for operation in EXACT} | forms.FORMS | layers.FORMS
 )
+
+
+def _inherited(start: Callable[[Thread], None]) -> Callable[[Thread], None]:
+    """Let a thread be in the block that it is started in: PyTorch's modes end at their thread."""
+
+    @functools.wraps(start)
+    def inheriting(thread: Thread) -> None:
+        if _active():
+            run = thread.run
+
+            def run_exactly() -> None:
+                with _Mode(FORMS | draws.UNSEEDED):
+                    run()
+
+            thread.run = run_exactly  # type: ignore[method-assign]
+        start(thread)
+
+    return inheriting
+
+
+def _in_block(hook: Callable[..., None]) -> Callable[..., None]:
+    def guarded(*args: Any) -> None:
+        if _active():
+            hook(*args)
+
+    return guarded
+
+
+Thread.start = _inherited(Thread.start)  # type: ignore[assignment,method-assign]
+register_optimizer_step_pre_hook(_in_block(optimizers.before_step))
+register_optimizer_step_post_hook(_in_block(optimizers.after_step))

@@ -1,10 +1,14 @@
 """PyTorch's own random operations under the mode, as keyed draws.
 
-`nn.Dropout`, `torch.randn` and `nn.init` then need no other code: the n-th draw in the
-mode's block follows from (seed, n) alone, on any device.
+`nn.Dropout`, `torch.randn` and `nn.init` then need no other code. The key of each draw is
+an integer from PyTorch's generator on the CPU, and integers are the same on every machine:
+so draws follow from the generator's seed, on any device, and repeat where its state is
+restored, as by `torch.utils.checkpoint`.
 """
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,110 +17,102 @@ from torch import Tensor
 from exact import random
 from exact.errors import NotExactError
 
-__all__ = ["Draws"]
+__all__ = ["FORMS", "UNSEEDED", "seeded"]
 
 aten = torch.ops.aten
 
+_Generator = torch.Generator | None
 
-class Draws:
-    """The forms of random operations; they share the seed and count the draws."""
+_DEFAULT = threading.RLock()  # of PyTorch's default generator, which all threads share
 
-    def __init__(self, seed: int | None) -> None:
-        self.seed, self.count = seed or 0, 0
-        self.forms: dict[Any, Callable[..., Any]] = {
-            aten.rand.default: self._rand,
-            aten.randn.default: self._randn,
-            aten.rand_like.default: lambda x, **options: self._uniform_(
-                torch.empty_like(x, **options)
-            ),
-            aten.randn_like.default: lambda x, **options: self._normal_(
-                torch.empty_like(x, **options)
-            ),
-            aten.randperm.default: self._randperm,
-            aten.randperm.generator: self._randperm,
-            aten.randint.default: lambda high, *args, **kw: self._randint(0, high, *args, **kw),
-            aten.randint.low: self._randint,
-            aten.random_.default: self._random_,
-            aten.uniform_.default: self._uniform_,
-            aten.normal_.default: self._normal_,
-            aten.bernoulli.default: lambda x, generator=None: self._bernoulli_(
-                torch.empty_like(x), x, generator
-            ),
-            aten.bernoulli_.float: self._bernoulli_,
-            aten.bernoulli_.Tensor: self._bernoulli_,
-            aten.native_dropout.default: self._dropout,
-            aten.native_dropout_backward.default: lambda grad, mask, scale: (
-                grad * _noise(mask, 1 / scale if scale else 0, grad)
-            ),
-        }
-        if seed is None:
-            self.forms = {operation: _refuse(operation) for operation in self.forms}
 
-    def _key(self, generator: torch.Generator | None) -> tuple[int, str, int]:
-        if generator is not None:
-            raise NotExactError(
-                "a random operation with a generator differs between CPUs: leave it out, and the"
-                " draw follows from exact.mode(seed=…)"
-            )
-        self.count += 1
-        return self.seed, "mode", self.count
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch's default generator for the block, and leave it as it was before.
 
-    def _random(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Numbers of [0, 1), float64, in the shape and on the device of x."""
-        return random.uniform(tuple(x.shape), *self._key(generator)).to(x.device)
+    Raises NotExactError while a block of another thread draws from it.
+    """
+    if not _DEFAULT.acquire(blocking=False):
+        raise NotExactError(
+            "a block in another thread draws from PyTorch's one generator: give a seed to one"
+            " block at a time, or each operation a generator"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        _DEFAULT.release()
 
-    def _rand(self, size: list[int], **options: Any) -> Tensor:
-        return self._uniform_(torch.empty(size, **options))
 
-    def _randn(self, size: list[int], **options: Any) -> Tensor:
-        return self._normal_(torch.empty(size, **options))
+def _key(generator: _Generator) -> tuple[int, str]:
+    if generator is not None and generator.device.type != "cpu":
+        raise NotExactError(
+            f"a generator on {generator.device} differs between devices: give one on the cpu, which"
+            " draws for any device"
+        )
+    number = torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator)
+    return int(number), "mode"
 
-    def _randperm(
-        self, n: int, *, generator: torch.Generator | None = None, **options: Any
-    ) -> Tensor:
-        if generator is not None:  # a DataLoader's; integers on the CPU are the same everywhere
-            return torch.randperm(n, generator=generator)
-        order = random.permutation(n, *self._key(None))
-        return order.to(options.get("device"), options.get("dtype") or torch.int64)
 
-    def _randint(self, low: int, high: int, size: list[int], **options: Any) -> Tensor:
-        x = torch.empty(size, **options | {"dtype": options.get("dtype") or torch.int64})
-        return x.copy_(self._random(x, None).mul_(high - low).floor_().add_(low))
+def _random(x: Tensor, generator: _Generator) -> Tensor:
+    """Numbers of [0, 1), float64, in the shape and on the device of x."""
+    return random.uniform(tuple(x.shape), *_key(generator)).to(x.device)
 
-    def _random_(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        if x.dtype == torch.bool:
-            end = 2
-        else:
-            end = 2**24 if x.is_floating_point() else min(2**24, torch.iinfo(x.dtype).max + 1)
-        return x.copy_(self._random(x, generator).mul_(end).floor_())
 
-    def _uniform_(
-        self, x: Tensor, low: float = 0, high: float = 1,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:  # fmt: skip
-        draw = self._random(x, generator)
-        if x.dtype == torch.float32:  # cut, as rounding could make 1 of what is below it
-            draw.mul_(2.0**24).floor_().mul_(2.0**-24)
-        return x.copy_(draw.mul_(high - low).add_(low))
+def _rand(size: list[int], *, generator: _Generator = None, **options: Any) -> Tensor:
+    return _uniform_(torch.empty(size, **options), generator=generator)
 
-    def _normal_(
-        self, x: Tensor, mean: float = 0, std: float = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
-        draw = random.normal(tuple(x.shape), *self._key(generator))
-        return x.copy_(draw.mul_(std).add_(mean))
 
-    def _bernoulli_(
-        self, x: Tensor, p: Any = 0.5, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return x.copy_(self._random(x, generator) < p)
+def _randn(size: list[int], *, generator: _Generator = None, **options: Any) -> Tensor:
+    return _normal_(torch.empty(size, **options), generator=generator)
 
-    def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-        if train is False:
-            return x.clone(), torch.ones_like(x, dtype=torch.bool)
-        # By the same steps as where PyTorch composes dropout of `bernoulli_`, `div_` and `mul`:
-        # which of the two ways it goes depends on the device.
-        kept = self._random(x, None) < 1 - p
-        return x * _noise(kept, 1 - p, x), kept
+
+def _randperm(n: int, *, generator: _Generator = None, **options: Any) -> Tensor:
+    order = random.permutation(n, *_key(generator))
+    return order.to(options.get("device"), options.get("dtype") or torch.int64)
+
+
+def _randint(
+    low: int, high: int, size: list[int], *, generator: _Generator = None, **options: Any
+) -> Tensor:
+    x = torch.empty(size, **options | {"dtype": options.get("dtype") or torch.int64})
+    return x.copy_(_random(x, generator).mul_(high - low).floor_().add_(low))
+
+
+def _random_(x: Tensor, *, generator: _Generator = None) -> Tensor:
+    if x.dtype == torch.bool:
+        end = 2
+    else:
+        end = 2**24 if x.is_floating_point() else min(2**24, torch.iinfo(x.dtype).max + 1)
+    return x.copy_(_random(x, generator).mul_(end).floor_())
+
+
+def _uniform_(
+    x: Tensor, low: float = 0, high: float = 1, *, generator: _Generator = None
+) -> Tensor:
+    draw = _random(x, generator)
+    if x.dtype == torch.float32:  # cut, as rounding could make 1 of what is below it
+        draw.mul_(2.0**24).floor_().mul_(2.0**-24)
+    return x.copy_(draw.mul_(high - low).add_(low))
+
+
+def _normal_(x: Tensor, mean: float = 0, std: float = 1, *, generator: _Generator = None) -> Tensor:
+    draw = random.normal(tuple(x.shape), *_key(generator))
+    return x.copy_(draw.mul_(std).add_(mean))
+
+
+def _bernoulli_(x: Tensor, p: Any = 0.5, *, generator: _Generator = None) -> Tensor:
+    return x.copy_(_random(x, generator) < p)
+
+
+def _dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    if train is False:
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    # By the same steps as where PyTorch composes dropout of `bernoulli_`, `div_` and `mul`:
+    # which of the two ways it goes depends on the device.
+    kept = _random(x, None) < 1 - p
+    return x * _noise(kept, 1 - p, x), kept
 
 
 def _noise(kept: Tensor, share: float, x: Tensor) -> Tensor:
@@ -125,8 +121,43 @@ def _noise(kept: Tensor, share: float, x: Tensor) -> Tensor:
     return noise / torch.full_like(noise, share) if share else noise
 
 
-def _refuse(operation: Any) -> Callable[..., Any]:
-    def form(*args: Any, **kwargs: Any) -> Any:
-        raise NotExactError(f"{operation} needs a seed: exact.mode(seed=…)")
+_DRAWS: dict[Any, Callable[..., Any]] = {
+    aten.rand.default: _rand,
+    aten.rand.generator: _rand,
+    aten.randn.default: _randn,
+    aten.randn.generator: _randn,
+    aten.rand_like.default: lambda x, **options: _uniform_(torch.empty_like(x, **options)),
+    aten.randn_like.default: lambda x, **options: _normal_(torch.empty_like(x, **options)),
+    aten.randperm.default: _randperm,
+    aten.randperm.generator: _randperm,
+    aten.randint.default: lambda high, *args, **options: _randint(0, high, *args, **options),
+    aten.randint.generator: lambda high, *args, **options: _randint(0, high, *args, **options),
+    aten.randint.low: _randint,
+    aten.randint.low_generator: _randint,
+    aten.random_.default: _random_,
+    aten.uniform_.default: _uniform_,
+    aten.normal_.default: _normal_,
+    aten.bernoulli.default: lambda x, **options: _bernoulli_(torch.empty_like(x), x, **options),
+    aten.bernoulli_.float: _bernoulli_,
+    aten.bernoulli_.Tensor: _bernoulli_,
+    aten.native_dropout.default: _dropout,
+}
+_GRADIENTS: dict[Any, Callable[..., Any]] = {
+    aten.native_dropout_backward.default: lambda grad, mask, scale: (
+        grad * _noise(mask, 1 / scale if scale else 0, grad)
+    ),
+}
+FORMS = _DRAWS | _GRADIENTS
+
+
+def _by_generator(operation: Any) -> Callable[..., Any]:
+    def form(*args: Any, generator: _Generator = None, **options: Any) -> Any:
+        if generator is None:
+            raise NotExactError(f"{operation} needs a seed: exact.mode(seed=…)")
+        return _DRAWS[operation](*args, generator=generator, **options)
 
     return form
+
+
+# Without a seed only a given generator decides.
+UNSEEDED = {operation: _by_generator(operation) for operation in _DRAWS} | _GRADIENTS

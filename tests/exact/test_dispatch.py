@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 import exact
@@ -17,6 +18,7 @@ from benchmarks.probe import FROZEN, digest
 G = torch.Generator().manual_seed(0)
 X = torch.randn(7, 5, generator=G)
 Y = torch.randn(7, 5, generator=G)
+W = torch.randn(300, 300, generator=G)
 LABELS = torch.tensor([0, 1, 2, 3, 3, 0, 1])
 COMPLEX, SPARSE = X.to(torch.complex64), X.to_sparse()  # made outside of the block
 
@@ -174,6 +176,41 @@ def test_a_block_within_a_block_computes_the_same_with_draws_of_its_own() -> Non
     with exact.mode(seed=2):
         assert torch.equal(torch.cat([torch.rand(3), torch.rand(3)]), torch.cat([two, three]))
     torch.rand(3)  # the control
+
+
+def test_threads_that_are_started_in_a_block_are_in_it() -> None:
+    def computed_by(pool: ThreadPoolExecutor) -> Tensor:
+        return pool.submit(lambda: W @ W).result()
+
+    with ThreadPoolExecutor(1) as pool:
+        native = computed_by(pool)
+        with exact.mode():
+            exactly = W @ W
+            assert torch.equal(computed_by(pool), native)  # the control: an older thread
+    with exact.mode(seed=1), ThreadPoolExecutor(1) as pool:
+        assert torch.equal(computed_by(pool), exactly)
+        with pytest.raises(exact.NotExactError, match=r"aten\.cumsum"):
+            pool.submit(lambda: W.cumsum(0)).result()
+        # Whose turn it is to draw would be a matter of time.
+        with pytest.raises(exact.NotExactError, match="seed"):
+            pool.submit(torch.rand, 3).result()
+    assert not torch.equal(exactly, native)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(computed_by(pool), native)
+
+
+def test_an_optimiser_in_a_thread_outside_the_block_is_left_alone() -> None:
+    def step() -> None:
+        parameter = nn.Parameter(torch.ones(3))
+        parameter.grad = torch.ones(3)
+        optim.Adamax([parameter]).step()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(step).result()
+        with exact.mode():
+            pool.submit(step).result()
+            with pytest.raises(exact.NotExactError, match="Adamax"):  # the control
+                step()
 
 
 def test_inference_mode_gives_the_same_bits() -> None:

@@ -1,17 +1,20 @@
 """PyTorch's random operations under the mode follow from the seed, and are well distributed."""
 
 from collections.abc import Callable
+from threading import Thread
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import exact
 from exact import random
 from tests.exact.oracle import bits
 
 N = 20_000
+ROUNDED = 10  # a seed of which a draw is closer to 1 than float32 can be
 DRAWS: dict[str, tuple[Callable[[], Tensor], float, float]] = {  # mean and deviation
     "rand": (lambda: torch.rand(N), 0.5, 0.2887),
     "randn": (lambda: torch.randn(N), 0, 1),
@@ -73,11 +76,11 @@ def test_draws_have_the_type_asked_for_and_stay_below_one() -> None:
         assert torch.randperm(4, dtype=torch.int32).dtype == torch.int32
         assert int(whole.random_().min()) >= 0 and int(whole.max()) > 100
         assert whole.bool().random_().float().mean() < 0.6
-    with exact.mode(seed=0):
-        for _ in range(16):
-            torch.rand(1)
-        drawn = torch.rand(2_000_000)
-    draws = random.uniform((2_000_000,), 0, "mode", 17)
+    generator = torch.Generator()
+    with exact.mode():
+        drawn = torch.rand(2_000_000, generator=generator.manual_seed(ROUNDED))
+    key = int(torch.empty((), dtype=torch.int64).random_(generator=generator.manual_seed(ROUNDED)))
+    draws = random.uniform((2_000_000,), key, "mode")
     assert draws.max() < 1 == draws.float().max()  # the control: rounded, one of them is 1
     assert drawn.max() < 1
 
@@ -92,11 +95,92 @@ def test_a_gradient_passes_where_dropout_kept() -> None:
     assert set(y.tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
 
 
-def test_without_a_seed_or_with_a_generator_there_is_no_draw() -> None:
+def test_without_a_seed_there_is_no_draw() -> None:
     with exact.mode(), pytest.raises(exact.NotExactError, match="seed"):
         torch.rand(3)
-    with exact.mode(seed=1), pytest.raises(exact.NotExactError, match="generator"):
-        torch.empty(3).normal_(generator=torch.Generator().manual_seed(1))
+
+
+GENERATED: dict[str, Callable[[torch.Generator], Tensor]] = {
+    "rand": lambda g: torch.rand(9, generator=g),
+    "randn": lambda g: torch.randn(9, generator=g),
+    "randint": lambda g: torch.randint(99, (9,), generator=g),
+    "randint from": lambda g: torch.randint(-9, 99, (9,), generator=g),
+    "randperm": lambda g: torch.randperm(9, generator=g),
+    "normal_": lambda g: torch.empty(9).normal_(generator=g),
+    "uniform_": lambda g: torch.empty(9).uniform_(generator=g),
+    "bernoulli": lambda g: torch.bernoulli(torch.full((99,), 0.3), generator=g),
+}
+
+
+@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_generator_decides_if_one_is_given(name: str, seed: int | None) -> None:
+    draw = GENERATED[name]
+    generator = torch.Generator()
+    with exact.mode(seed=seed):
+        one, two = draw(generator.manual_seed(5)), draw(generator)
+        again, other = draw(generator.manual_seed(5)), draw(generator.manual_seed(6))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two) and not torch.equal(one, other)  # the controls
+
+
+def test_draws_repeat_where_the_state_of_pytorch_is_restored_and_leave_it_as_it_was() -> None:
+    before = torch.get_rng_state()
+    with exact.mode(seed=1):
+        state = torch.get_rng_state()
+        one, two = torch.rand(3), torch.rand(3)
+        torch.set_rng_state(state)
+        assert torch.equal(torch.rand(3), one)
+        torch.manual_seed(1)
+        assert torch.equal(torch.rand(3), one)
+        assert torch.equal(torch.rand(3), two)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ZeroDivisionError), exact.mode(seed=1):
+        raise ZeroDivisionError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_checkpoint_recomputes_drops_the_same(reentrant: bool) -> None:
+    x = torch.randn(50, 20, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+    def gradient(run: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        with exact.mode(seed=3):
+            model = nn.Sequential(nn.Linear(20, 30), nn.Dropout(0.5), nn.Linear(30, 1))
+            run(model, x).square().mean().backward()
+        weight = model[0].weight
+        assert isinstance(weight.grad, Tensor)
+        return weight.grad
+
+    def recomputed(keep: bool) -> Tensor:
+        return gradient(
+            lambda model, x: checkpoint(model, x, use_reentrant=reentrant, preserve_rng_state=keep)
+        )
+
+    plain = gradient(lambda model, x: model(x))
+    assert torch.equal(recomputed(keep=True), plain)
+    assert not torch.equal(recomputed(keep=False), plain)  # the control
+
+
+def test_only_one_thread_at_a_time_has_a_seed() -> None:
+    entered: list[bool | str] = []
+
+    def enter() -> None:
+        try:
+            with exact.mode(seed=2):
+                entered.append(True)
+        except exact.NotExactError as error:
+            entered.append(str(error))
+
+    def from_another_thread() -> bool | str:
+        thread = Thread(target=enter)
+        thread.start()
+        thread.join()
+        return entered[-1]
+
+    with exact.mode(seed=1):
+        assert "one block at a time" in str(from_another_thread())
+    assert from_another_thread() is True  # the control
 
 
 def test_a_data_loader_shuffles_as_the_seed_says() -> None:
