@@ -94,13 +94,15 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
 
     Accuracy decides where there is one, else the loss.
     """
+    # A row has the name of its first run, as later experiments repeat what they leave alone.
+    first = runs.groupby(["model", "changes"])["tags.mlflow.runName"].transform("last")
     rows = []
     for (model, asked), group in latest(runs).groupby(["model", "changes"], sort=False):
         row = {"model": model, "differs in": asked, "seeds": len(group)}
         for measure in MEASURES:
             values = group.get(f"metrics.{measure}", pd.Series(dtype=float))
             row |= {measure: values.mean(), f"{measure}_sd": values.std()}
-        row["experiment"] = group["tags.mlflow.runName"].iloc[0]
+        row["experiment"] = first[group.index[0]]
         row["fingerprint"] = " ".join(group["tags.fingerprint"].str[:10])
         rows.append(row)
     table = pd.DataFrame(rows)

@@ -65,11 +65,13 @@ def test_seeds_are_one_row_with_mean_and_deviation_and_the_best_validation_is_fi
 
 
 def test_a_repeated_run_counts_once_and_the_newest_stands(asked: Params) -> None:
-    for validation in (0.7, 0.8):
-        record(asked, validation, validation)
+    for name, validation in (("first", 0.7), ("again", 0.8)):
+        record(asked, validation, validation, name=name)
     runs = compare.recorded()
     assert len(runs) == 2 and len(compare.latest(runs)) == 1
-    assert compare.compared(runs)["validation_accuracy"].tolist() == [0.8]
+    table = compare.compared(runs)
+    assert table["validation_accuracy"].tolist() == [0.8]
+    assert table["experiment"].tolist() == ["first"]  # an experiment repeats what it leaves alone
 
 
 @pytest.mark.parametrize("form", [[], ["--markdown"], ["--csv"]])

@@ -17,7 +17,7 @@ def test_a_change_of_a_parameter_is_reported_with_its_effect(clone: Clone) -> No
     clone.edit({"lr: 0.03": "lr: 0.04"})
     clone.run("dvc", "repro", target)
     said = clone.run(*report)
-    assert "**Not reproduced.**" in said and "dvc.lock" in said  # as it is not committed
+    assert "**Not committed:**" in said and "comes from: `params.yaml`" in said
 
     clone.commit("another learning rate")
     said = clone.run(*report)
@@ -37,6 +37,11 @@ def test_a_change_of_nothing_is_reported_as_such(clone: Clone) -> None:
     said = clone.run("python", "-m", "tools.report", "HEAD")
     assert "**Reproduced:**" in said
     assert said.count("No change.") == 2 and "No curve changed." in said
+
+    lock = clone.folder / "dvc.lock"
+    lock.write_text(lock.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    said = clone.run("python", "-m", "tools.report", "HEAD")
+    assert "**Not reproduced.**" in said and "dvc.lock" in said
 
 
 def test_an_unknown_revision_is_one_line(clone: Clone) -> None:
