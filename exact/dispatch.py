@@ -8,7 +8,7 @@
 Below autograd, PyTorch is a stream of small operations. Each meets one of two tables:
 operations that are exact as they are, since they move, compare or round single
 numbers by IEEE 754; and operations with an exact form of ours. Any other raises
-NotExactError. So nothing inexact can slip in unseen.
+NotExactError. So no operation can slip in that nobody has looked at.
 """
 
 import contextlib
@@ -43,17 +43,17 @@ def mode(seed: int | None = None) -> Iterator[None]:
     the machine does not keep the rules of IEEE 754 that exactness rests on.
     """
     machine.check()
-    forms = FORMS | (draws.UNSEEDED if seed is None else draws.FORMS)
+    table = FORMS | (draws.UNSEEDED if seed is None else draws.FORMS)
     with contextlib.nullcontext() if seed is None else draws.seeded(seed):
         if active := _active():  # in a block within a block only the draws change
-            outer, active.forms = active.forms, forms
+            outer, active.forms = active.forms, table
             try:
                 yield
             finally:
                 active.forms = outer
         else:
             # Attention in its plain form: fused kernels sum in an order of their own.
-            with sdpa_kernel(SDPBackend.MATH), _Mode(forms):
+            with sdpa_kernel(SDPBackend.MATH), _Mode(table):
                 yield
 
 
@@ -66,7 +66,8 @@ class _Mode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Else each operation passes a wrapper that keeps torch.compile out, which costs
-        # as much as the operation; and what is compiled never meets this mode anyway.
+        # as much as the operation. Compiled callers run uncompiled under a mode, but
+        # torch.compile may then take up the forms themselves.
         return False
 
     def __init__(self, forms: dict[Any, Callable[..., Any]]) -> None:

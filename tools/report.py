@@ -17,6 +17,7 @@ from lab.params import MODELS, ModelName
 from stages import command
 
 OUTPUTS = ("dvc.lock", "results")
+INPUTS = ("params.yaml", "dvc.yaml", "exact", "lab", "stages")
 
 
 def main() -> None:
@@ -41,11 +42,10 @@ def reproduces() -> str:
     """Whether what came out is what is committed."""
     changed = repository.git("diff", "--stat", "HEAD", "--", *OUTPUTS).decode().strip()
     pending = dvc_prints("status").strip()
-    others = (f":(exclude){path}" for path in OUTPUTS)
-    causes = repository.git("diff", "--name-only", "HEAD", "--", ".", *others).decode().split("\n")
-    if changed and causes[0]:
+    causes = repository.git("diff", "--name-only", "HEAD", "--", *INPUTS).decode().splitlines()
+    if changed and causes:
         said = "**Not committed:** what came out differs, as does what it comes from:"
-        return f"{said} {', '.join(f'`{path}`' for path in causes if path)}\n\n{fenced(changed)}"
+        return f"{said} {', '.join(f'`{path}`' for path in causes)}\n\n{fenced(changed)}"
     if changed:
         said = "**Not reproduced.** `make repro` gives other results than the commit:"
         return f"{said}\n\n{fenced(changed)}"

@@ -40,6 +40,7 @@ def test_a_change_of_nothing_is_reported_as_such(clone: Clone) -> None:
 
     lock = clone.folder / "dvc.lock"
     lock.write_text(lock.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    (clone.folder / "README.md").write_text("", encoding="utf-8")  # which no result comes from
     said = clone.run("python", "-m", "tools.report", "HEAD")
     assert "**Not reproduced.**" in said and "dvc.lock" in said
 
