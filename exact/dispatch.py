@@ -14,12 +14,12 @@ NotExactError. So no operation can slip in that nobody has looked at.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch._C._dynamo import eval_frame
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -44,17 +44,71 @@ def mode(seed: int | None = None) -> Iterator[None]:
     """
     machine.check()
     table = FORMS | (draws.UNSEEDED if seed is None else draws.FORMS)
-    with contextlib.nullcontext() if seed is None else draws.seeded(seed):
-        if active := _active():  # in a block within a block only the draws change
-            outer, active.forms = active.forms, table
-            try:
-                yield
-            finally:
-                active.forms = outer
-        else:
-            # Attention in its plain form: fused kernels sum in an order of their own.
-            with sdpa_kernel(SDPBackend.MATH), _Mode(table):
-                yield
+    with contextlib.nullcontext() if seed is None else draws.seeded(seed), _entered() as active:
+        outer, active.forms = active.forms, table
+        try:
+            yield
+        finally:
+            if _active() is not active or active.forms is not table:
+                raise NotExactError(
+                    "blocks that overlap end in the order in which they began, as of coroutines or"
+                    " generators: some of their arithmetic was not exact; nest them"
+                )
+            active.forms = outer
+            optimizers.restore()
+    machine.check()  # as the block may have changed a thread's mode
+
+
+@contextlib.contextmanager
+def _entered() -> Iterator["_Mode"]:
+    """The mode that this thread is in, or a new one."""
+    if active := _active():
+        yield active
+    else:
+        with _PLAIN_ATTENTION, _Mode(FORMS | draws.UNSEEDED) as active:
+            yield active
+
+
+class _Shared:
+    """A context of the whole process: the first thread to come enters it, the last leaves it."""
+
+    def __init__(self, context: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._context, self._inside = context, 0
+        self._lock, self._stack = Lock(), contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._stack.enter_context(self._context())
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._stack.close()
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention in its plain form: fused kernels sum in an order of their own."""
+    # Not by `sdpa_kernel`, which has to be left by the thread that entered it.
+    switches = torch.backends.cuda  # of other devices, too
+    kinds = ("flash", "mem_efficient", "cudnn", "math")
+    before = {kind: getattr(switches, f"{kind}_sdp_enabled")() for kind in kinds}
+
+    def switch(to: dict[str, bool]) -> None:
+        for kind in kinds:
+            getattr(switches, f"enable_{kind}_sdp")(to[kind])
+
+    switch({kind: kind == "math" for kind in kinds})
+    try:
+        yield
+    finally:
+        switch(before)
+
+
+_PLAIN_ATTENTION = _Shared(_plain_attention)
 
 
 def _active() -> "_Mode | None":
@@ -66,8 +120,7 @@ class _Mode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Else each operation passes a wrapper that keeps torch.compile out, which costs
-        # as much as the operation. Compiled callers run uncompiled under a mode, but
-        # torch.compile may then take up the forms themselves.
+        # as much as the operation; `set_code_exec_strategy` below does so at no cost.
         return False
 
     def __init__(self, forms: dict[Any, Callable[..., Any]]) -> None:
@@ -84,8 +137,16 @@ class _Mode(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         form = self.forms.get(func)
+        for kind in types:
+            if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+                raise NotExactError(
+                    f"{func} of {kind.__name__}, a subclass with a __torch_dispatch__ of its own:"
+                    " exact are plain tensors"
+                )
         if form is None:
             return self._by_parts(func, args, kwargs or {})
+        if func in _WRITING:
+            args = _apart(func, args, kwargs or {})
         for x in args:
             if isinstance(x, Tensor) and (x.dtype, x.layout) not in self._plain:
                 self._require_plain(func, x)
@@ -134,12 +195,15 @@ _TYPES = {
 _NAMES = """
     alias as_strided detach expand lift_fresh permute select slice split split_with_sizes
     squeeze t transpose unbind unfold unsqueeze view _unsafe_view _reshape_alias diagonal
+    squeeze_ t_ transpose_ unsqueeze_ unsafe_split unsafe_split_with_sizes repeat set_
     clone contiguous fill_ zero_ resize_
     empty empty_like empty_strided full full_like new_empty new_empty_strided new_full
     new_ones new_zeros ones ones_like zeros zeros_like scalar_tensor eye
     _local_scalar_dense
-    eq ne lt le gt ge isnan isinf where masked_fill masked_fill_ any all equal
+    eq ne lt le gt ge isnan isinf where masked_fill masked_fill_ any all equal is_same_size
+    nonzero masked_select index_fill index_fill_
     logical_and logical_or logical_not logical_xor
+    logical_and_ logical_or_ logical_not_ logical_xor_
     bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift
     __lshift__ __rshift__ __and__ __or__ __xor__
     abs abs_ neg neg_ sign sgn threshold_backward argmax argmin sort topk
@@ -147,11 +211,7 @@ _NAMES = """
     gather embedding cat stack constant_pad_nd flip roll tril triu
     select_backward slice_backward mul mul_
 """
-EXACT = {
-    getattr(getattr(aten, name), overload)
-    for name in _NAMES.split()
-    for overload in getattr(aten, name).overloads()
-} | {
+EXACT = set(forms.overloads(_NAMES)) | {
     # Marks of the profiler, without arithmetic, which optimizers set.
     torch.ops.profiler._record_function_enter_new.default,
     torch.ops.profiler._record_function_exit._RecordFunction,
@@ -159,6 +219,43 @@ EXACT = {
 FORMS: dict[Any, Callable[..., Any]] = (
     {operation: operation for operation in EXACT} | forms.FORMS | layers.FORMS
 )
+_WRITING = {  # operations in place, and the names of what others write to
+    operation: [argument.name for argument in operation._schema.arguments if argument.is_out]
+    for operation in FORMS | draws.FORMS
+    if operation._schema.is_mutable
+}
+
+
+def _apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments, with copies of those that lie in the memory that is written to.
+
+    Where both overlap, threads and vectors decide whether what is read is old or new.
+    """
+    outs = [kwargs[name] for name in _WRITING[func] if name in kwargs]
+    kept, read = ((), args) if outs else (args[:1], args[1:])
+    written = outs or (args[0] if isinstance(args[0], (list, tuple)) else args[:1])
+    if any(_is_folded(x) for x in written if not x.is_contiguous()):
+        raise NotExactError(f"{func} writes to a view of which several places are one in memory")
+    memory = {x.untyped_storage()._cdata for x in written}
+
+    def apart(y: Any) -> Any:
+        if isinstance(y, (list, tuple)):
+            return [apart(each) for each in y]
+        if isinstance(y, Tensor) and y.untyped_storage()._cdata in memory:
+            return y.clone()
+        return y
+
+    return *kept, *map(apart, read)
+
+
+def _is_folded(x: Tensor) -> bool:
+    """Whether two places of x may be one in memory."""
+    end = 1
+    for stride, n in sorted(zip(x.stride(), x.shape, strict=True)):
+        if n > 1 and stride < end:
+            return True
+        end += (n - 1) * stride
+    return False
 
 
 def _inherited(start: Callable[[Thread], None]) -> Callable[[Thread], None]:
@@ -170,7 +267,7 @@ def _inherited(start: Callable[[Thread], None]) -> Callable[[Thread], None]:
             run = thread.run
 
             def run_exactly() -> None:
-                with _Mode(FORMS | draws.UNSEEDED):
+                with _entered():
                     run()
 
             thread.run = run_exactly  # type: ignore[method-assign]
@@ -187,6 +284,10 @@ def _in_block(hook: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+_SKIP = eval_frame._FrameAction.SKIP
+eval_frame.set_code_exec_strategy(  # torch.compile leaves the forms alone, and all that they call
+    _Mode.__torch_dispatch__.__code__, eval_frame._FrameExecStrategy(_SKIP, _SKIP)
+)
 Thread.start = _inherited(Thread.start)  # type: ignore[assignment,method-assign]
 register_optimizer_step_pre_hook(_in_block(optimizers.before_step))
 register_optimizer_step_post_hook(_in_block(optimizers.after_step))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from exact import random
 from exact.errors import NotExactError
+from exact.grid import require_fractions
 
 __all__ = ["FORMS", "UNSEEDED", "seeded"]
 
@@ -69,28 +70,36 @@ def _randn(size: list[int], *, generator: _Generator = None, **options: Any) -> 
 
 
 def _randperm(n: int, *, generator: _Generator = None, **options: Any) -> Tensor:
-    order = random.permutation(n, *_key(generator))
-    return order.to(options.get("device"), options.get("dtype") or torch.int64)
+    dtype = options.get("dtype") or torch.int64
+    if n < 0 or n - 1 not in (torch.tensor(n - 1).to(dtype).item(), -1):
+        raise RuntimeError(f"expected a number of integers of {dtype}, not {n}")
+    return random.permutation(n, *_key(generator)).to(options.get("device"), dtype)
 
 
 def _randint(
     low: int, high: int, size: list[int], *, generator: _Generator = None, **options: Any
 ) -> Tensor:
     x = torch.empty(size, **options | {"dtype": options.get("dtype") or torch.int64})
-    return x.copy_(_random(x, generator).mul_(high - low).floor_().add_(low))
+    ends = [low, high - 1]
+    if low >= high or torch.tensor(ends).to(x.dtype).tolist() != ends:
+        raise RuntimeError(f"expected integers from {low} to below {high}, all of {x.dtype}")
+    return x.copy_(random.integers(tuple(x.shape), *_key(generator)) % (high - low) + low)
 
 
 def _random_(x: Tensor, *, generator: _Generator = None) -> Tensor:
-    if x.dtype == torch.bool:
-        end = 2
+    if x.is_floating_point():
+        largest = 2 ** (24 if x.dtype == torch.float32 else 53) - 1  # which it holds exactly
     else:
-        end = 2**24 if x.is_floating_point() else min(2**24, torch.iinfo(x.dtype).max + 1)
-    return x.copy_(_random(x, generator).mul_(end).floor_())
+        largest = 1 if x.dtype == torch.bool else min(torch.iinfo(x.dtype).max, 2**63 - 1)
+    return x.copy_(random.integers(tuple(x.shape), *_key(generator)) & largest)
 
 
 def _uniform_(
     x: Tensor, low: float = 0, high: float = 1, *, generator: _Generator = None
 ) -> Tensor:
+    require_fractions(x)
+    if not low <= high:
+        raise RuntimeError(f"expected a number to begin with below {high}, not {low}")
     draw = _random(x, generator)
     if x.dtype == torch.float32:  # cut, as rounding could make 1 of what is below it
         draw.mul_(2.0**24).floor_().mul_(2.0**-24)
@@ -98,11 +107,16 @@ def _uniform_(
 
 
 def _normal_(x: Tensor, mean: float = 0, std: float = 1, *, generator: _Generator = None) -> Tensor:
+    require_fractions(x)
+    if not std >= 0:
+        raise RuntimeError(f"expected a deviation of at least 0, not {std}")
     draw = random.normal(tuple(x.shape), *_key(generator))
     return x.copy_(draw.mul_(std).add_(mean))
 
 
 def _bernoulli_(x: Tensor, p: Any = 0.5, *, generator: _Generator = None) -> Tensor:
+    if not (((p >= 0) & (p <= 1)).all() if isinstance(p, Tensor) else 0 <= p <= 1):
+        raise RuntimeError("expected probabilities from 0 to 1")
     return x.copy_(_random(x, generator) < p)
 
 

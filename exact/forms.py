@@ -15,33 +15,48 @@ from torch.autograd.graph import increment_version
 from exact import functions, grid
 from exact.errors import NotExactError
 
-__all__ = ["FORMS"]
+__all__ = ["FORMS", "overloads"]
 
 aten = torch.ops.aten
+
+
+def overloads(names: str) -> list[Any]:
+    """All overloads of the operations with these names."""
+    packets = [getattr(aten, name) for name in names.split()]
+    return [getattr(packet, overload) for packet in packets for overload in packet.overloads()]
 
 
 def _dims(dims: Any) -> list[int]:
     return [dims] if isinstance(dims, int) else list(dims or [])
 
 
+def _scaled(a: Tensor, b: Any, alpha: float) -> Any:
+    if alpha == 1:
+        return b
+    if isinstance(alpha, float) and not torch.result_type(a, b).is_floating_point:
+        raise TypeError(f"expected a whole alpha for integers, not {alpha}")
+    return torch.mul(b, alpha)
+
+
 def _add(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
-    return torch.add(a, b if alpha == 1 else torch.mul(b, alpha))
+    return torch.add(a, _scaled(a, b, alpha))
 
 
 def _add_(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
-    return a.add_(b if alpha == 1 else torch.mul(b, alpha))
+    return a.add_(_scaled(a, b, alpha))
 
 
 def _sub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
-    return torch.sub(a, b if alpha == 1 else torch.mul(b, alpha))
+    return torch.sub(a, _scaled(a, b, alpha))
 
 
 def _sub_(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
-    return a.sub_(b if alpha == 1 else torch.mul(b, alpha))
+    return a.sub_(_scaled(a, b, alpha))
 
 
-def _rsub(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
-    return torch.sub(torch.as_tensor(b, dtype=torch.result_type(a, b), device=a.device), a * alpha)
+def _rsub(a: Tensor, b: Any, alpha: float = 1) -> Tensor:
+    dtype = torch.result_type(a, b)
+    return _sub(torch.as_tensor(b, dtype=dtype, device=a.device), a, alpha=alpha)
 
 
 def _divisor(a: Tensor, b: Any) -> Any:
@@ -137,7 +152,9 @@ def _norm(
     return functions.sqrt(grid.total(y.mul_(y), _dims(dims), keepdim)).to(dtype or x.dtype)
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
+def _matmul(a: Tensor, b: Tensor, dims: int = 2) -> Tensor:
+    if not a.dim() == b.dim() == dims or a.shape[:-2] != b.shape[:-2]:
+        raise RuntimeError(f"expected {dims}-d tensors, as many of both, not {a.shape}, {b.shape}")
     if a.dtype != b.dtype or not a.is_floating_point():
         return torch.matmul(a, b)  # integers, which no sum rounds, or PyTorch's error
     return grid.matmul(a, b).to(a.dtype)
@@ -150,6 +167,8 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
     """
     if beta != 1 or alpha != 1:
         raise NotExactError("addmm with factors has no exact form: multiply apart")
+    if bias.dtype != a.dtype:
+        raise TypeError(f"expected numbers of the same type, not {a.dtype} and {bias.dtype}")
     return _matmul(a, b).add_(bias)
 
 
@@ -192,12 +211,23 @@ def _softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype
 _NONE, _MEAN, _SUM = 0, 1, 2  # PyTorch's numbers of the kinds of reduction
 
 
+def _labels(
+    x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """The labels, with 0 for those to be ignored, and which these are."""
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"expected labels of torch.int64, not {target.dtype}")
+    if weight is not None and (weight.shape != x.shape[-1:] or weight.dtype != x.dtype):
+        raise RuntimeError(f"expected {x.shape[-1]} weights of {x.dtype}, one for each class")
+    ignored = target == ignore_index
+    return target.long().masked_fill(ignored, 0), ignored
+
+
 def _nll_loss(
     x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    ignored = target == ignore_index
-    index = target.masked_fill(ignored, 0)
-    losses = -x.gather(1, index.unsqueeze(1)).squeeze(1)
+    index, ignored = _labels(x, target, weight, ignore_index)
+    losses = -x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     each = None if weight is None else weight[index]
     if each is not None:
         losses.mul_(each)
@@ -214,13 +244,12 @@ def _nll_loss_backward(
     grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
     ignore_index: int, total_weight: Tensor,
 ) -> Tensor:  # fmt: skip
-    ignored = target == ignore_index
-    index = target.masked_fill(ignored, 0)
+    index, ignored = _labels(x, target, weight, ignore_index)
     each = -grad if weight is None else weight[index] * -grad
     if reduction == _MEAN:
         each = each / total_weight
     each = torch.where(ignored, 0, each)
-    return torch.zeros_like(x).scatter_(1, index.unsqueeze(1), each.unsqueeze(1))
+    return torch.zeros_like(x).scatter_(-1, index.unsqueeze(-1), each.unsqueeze(-1))
 
 
 def _mse_loss(x: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
@@ -248,17 +277,22 @@ def _addcmul(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
 
 
 def _addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
+    grid.require_fractions(x)
     return x + a / b * value
 
 
 def _lerp(x: Tensor, end: Tensor, weight: float) -> Tensor:
+    grid.require_fractions(x)
     # From the nearer end, so that weights 0 and 1 give the ends themselves.
     return x + (end - x) * weight if weight < 0.5 else end - (end - x) * (1 - weight)
 
 
 def _in_place(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def form_(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x.copy_(form(x, *args, **kwargs))
+        result = form(x, *args, **kwargs)
+        if not torch.can_cast(result.dtype, x.dtype):
+            raise RuntimeError(f"result type {result.dtype} cannot be cast to {x.dtype}")
+        return x.copy_(result)
 
     return form_
 
@@ -324,7 +358,7 @@ def _choice(operation: Any) -> Callable[..., Any]:
 
 
 _CHOICES = """
-    clamp clamp_ clamp_min clamp_max maximum minimum max min amax amin aminmax
+    clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ maximum minimum max min amax amin aminmax
 """
 
 
@@ -369,9 +403,7 @@ def _arange(start: float, end: float, step: float = 1, **options: Any) -> Tensor
 
 
 FORMS: dict[Any, Callable[..., Any]] = {
-    getattr(getattr(aten, name), overload): _choice(getattr(getattr(aten, name), overload))
-    for name in _CHOICES.split()
-    for overload in getattr(aten, name).overloads()
+    operation: _choice(operation) for operation in overloads(_CHOICES)
 } | {
     aten.relu.default: lambda x: torch.threshold(x, 0, 0),  # which makes 0 of -0
     aten.relu_.default: lambda x: torch.threshold_(x, 0, 0),
@@ -447,7 +479,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.mean.dim: _mean,
     aten.linalg_vector_norm.default: _norm,
     aten.mm.default: _matmul,
-    aten.bmm.default: _matmul,
+    aten.bmm.default: lambda a, b: _matmul(a, b, dims=3),
     aten.addmm.default: _addmm,
     aten._softmax.default: _softmax,
     aten._safe_softmax.default: _safe_softmax,

@@ -25,6 +25,9 @@ def _layer_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and mean and 1/deviation with the normalised dimensions of size 1."""
     grid.require_fractions(x)
+    sizes = [list(each.shape) for each in (weight, bias) if each is not None]
+    if any(size != list(shape) for size in [list(x.shape[x.dim() - len(shape) :]), *sizes]):
+        raise RuntimeError(f"expected numbers of shape (…, {shape}), not {x.shape} with {sizes}")
     dims = list(range(x.dim() - len(shape), x.dim()))
     mean = grid.mean(x, dims, keepdim=True)
     centred = x.double() - mean
@@ -145,6 +148,8 @@ def _convolution(
 ) -> Tensor:  # fmt: skip
     """Gathered patches times weights: (N, C, H, W), (O, C/groups, h, w) to (N, O, H', W')."""
     _require_2d(x, transposed)
+    if x.dtype != weight.dtype or (bias is not None and bias.shape != weight.shape[:1]):
+        raise RuntimeError(f"expected weights of {x.dtype} and a bias for each output")
     patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)
     y = grid.matmul(weight.reshape(groups, len(weight) // groups, weight[0].numel()), patches)
     size = [

@@ -5,16 +5,26 @@ the mode is on, a hook gives it betas whose powers are repeated multiplications.
 """
 
 import math
+import threading
 from typing import Any
+from weakref import WeakSet
 
-from torch import optim
+from torch import Tensor, optim
 
 from exact.errors import NotExactError
 from exact.functions import power
 
-__all__ = ["after_step", "before_step"]
+__all__ = ["after_step", "before_step", "restore"]
 
 _KNOWN = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad)
+
+
+class _Stepping(threading.local):
+    def __init__(self) -> None:
+        self.optimizers: WeakSet[optim.Optimizer] = WeakSet()
+
+
+_STEPPING = _Stepping()
 
 
 class Base(float):
@@ -22,6 +32,10 @@ class Base(float):
 
     def __pow__(self, exponent: float, modulus: None = None) -> "Base":
         """By multiplication, or by sqrt, which IEEE 754 defines."""
+        if isinstance(exponent, Tensor):
+            raise NotExactError(
+                "an optimiser that counts steps in a tensor, as capturable, has no exact form"
+            )
         if exponent == 0.5:
             return Base(math.sqrt(self))
         if exponent != int(exponent) or exponent < 0:
@@ -39,12 +53,20 @@ def before_step(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
     if kind.__module__.startswith("torch.optim") and not isinstance(optimizer, _KNOWN):
         known = ", ".join(known.__name__ for known in _KNOWN)
         raise NotExactError(f"{kind.__name__} has no exact form: {known} have")
+    _STEPPING.optimizers.add(optimizer)
     _set_betas(optimizer, Base)
 
 
 def after_step(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
     """Leave plain numbers, which can be saved and printed."""
     _set_betas(optimizer, float)
+    _STEPPING.optimizers.discard(optimizer)
+
+
+def restore() -> None:
+    """The same for optimisers of this thread whose step ended with an exception."""
+    for optimizer in list(_STEPPING.optimizers):
+        after_step(optimizer, (), {})
 
 
 def _set_betas(optimizer: optim.Optimizer, kind: type[float]) -> None:

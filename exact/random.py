@@ -19,8 +19,8 @@ from torch import Tensor
 from exact.functions import log, polynomial, sqrt
 
 __all__ = [
-    "bernoulli", "kaiming_normal", "kaiming_uniform", "normal", "permutation", "uniform",
-    "xavier_normal", "xavier_uniform",
+    "bernoulli", "integers", "kaiming_normal", "kaiming_uniform", "normal", "permutation",
+    "uniform", "xavier_normal", "xavier_uniform",
 ]  # fmt: skip
 
 _MASK = 0xFFFFFFFF
@@ -46,8 +46,13 @@ def normal(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> T
 
 def permutation(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
     """The numbers 0 … n-1 in random order, int64 (n,)."""
-    high, low = _words(2 * n, seed, purpose, *counters).view(-1, 2).unbind(1)
-    return torch.sort((high << 31) | (low >> 1), stable=True).indices  # 63-bit keys
+    return torch.sort(integers((n,), seed, purpose, *counters), stable=True).indices
+
+
+def integers(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:
+    """Integers of [0, 2^63), int64."""
+    high, low = _words(2 * math.prod(shape), seed, purpose, *counters).view(-1, 2).unbind(1)
+    return ((high << 31) | (low >> 1)).view(shape)
 
 
 def bernoulli(p: float, shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:

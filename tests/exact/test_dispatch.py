@@ -1,15 +1,18 @@
 """Under the mode, plain PyTorch is the same in any batch, reproducible, or refused."""
 
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import exact
 from benchmarks.clones import ROOT
@@ -20,6 +23,7 @@ X = torch.randn(7, 5, generator=G)
 Y = torch.randn(7, 5, generator=G)
 W = torch.randn(300, 300, generator=G)
 LABELS = torch.tensor([0, 1, 2, 3, 3, 0, 1])
+CELL = nn.GRUCell(5, 5)
 COMPLEX, SPARSE = X.to(torch.complex64), X.to_sparse()  # made outside of the block
 
 
@@ -145,21 +149,132 @@ def test_types_and_ends_are_those_of_pytorch(name: str) -> None:
     torch.testing.assert_close(ours, native)
 
 
+WRONG: dict[str, Callable[[], object]] = {
+    "a label of -1": lambda: F.cross_entropy(X, LABELS - 1),
+    "labels of int32": lambda: F.nll_loss(X, LABELS.int()),
+    "too few weights": lambda: F.nll_loss(X, LABELS, torch.ones(4)),
+    "weights of float64": lambda: F.nll_loss(X, LABELS, torch.ones(5).double()),
+    "mm of two types": lambda: torch.mm(X, Y.t().double()),
+    "mm of batches": lambda: torch.mm(X[None], Y.t()[None]),
+    "bmm of matrices": lambda: torch.bmm(X, Y.t()),
+    "bmm of unlike batches": lambda: torch.bmm(X.expand(1, 7, 5), Y.t().expand(4, 5, 7)),
+    "addmm of two types": lambda: torch.addmm(torch.ones(7).double(), X, Y.t()),
+    "softmax of integers": lambda: WHOLE.softmax(1),
+    "norm of integers": lambda: torch.linalg.vector_norm(WHOLE),
+    "gelu of integers": lambda: F.gelu(WHOLE),
+    "lerp of integers": lambda: torch.lerp(WHOLE, WHOLE, 0.5),
+    "addcdiv of integers": lambda: torch.addcdiv(WHOLE, WHOLE, WHOLE),
+    "root of integers in place": lambda: WHOLE.clone().sqrt_(),
+    "a fractional alpha for integers": lambda: torch.add(WHOLE, WHOLE, alpha=1.5),
+    "layer_norm of integers": lambda: F.layer_norm(WHOLE, (3,)),
+    "layer_norm of another shape": lambda: F.layer_norm(X, (4,)),
+    "layer_norm by one weight": lambda: F.layer_norm(X, (5,), torch.ones(1)),
+    "conv2d of two types": lambda: F.conv2d(X[None, None], torch.ones(2, 1, 2, 2).double()),
+    "conv2d by one bias": lambda: F.conv2d(X[None, None], torch.ones(2, 1, 2, 2), torch.ones(1)),
+    "bytes of int64": lambda: exact.from_bytes(WHOLE),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_types_and_shapes_are_errors_as_natively(name: str) -> None:
+    with pytest.raises((IndexError, RuntimeError, TypeError)):
+        WRONG[name]()
+    with exact.mode(), pytest.raises((IndexError, RuntimeError, TypeError)):
+        WRONG[name]()
+
+
+LARGE = torch.rand(1999, 2000, generator=G)
+OVERLAPS: dict[str, Callable[[Tensor], object]] = {
+    "copy_": lambda x: x[:, :1999].copy_(x[:, :1999].t()),
+    "add_": lambda x: x[:, 1:].add_(x[:, :-1]),
+    "mul to out": lambda x: torch.mul(x[:, :-1], 0.5, out=x[:, 1:]),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_what_overlaps_with_what_is_written_is_read_before(name: str) -> None:
+    x, y = LARGE.clone(), LARGE.clone()
+    with exact.mode():
+        OVERLAPS[name](x)
+    OVERLAPS[name](y)
+    separate = {
+        "copy_": lambda: (LARGE[:, :1999].t(), LARGE[:, 1999:]),
+        "add_": lambda: (LARGE[:, :1], LARGE[:, 1:] + LARGE[:, :-1]),
+        "mul to out": lambda: (LARGE[:, :1], LARGE[:, :-1] * 0.5),
+    }
+    expected = torch.cat(separate[name](), 1)
+    assert torch.equal(x, expected)
+    assert not torch.equal(y, expected)  # the control
+
+
 @pytest.mark.parametrize(
-    "operation",
+    "folded",
     [
-        lambda: F.cross_entropy(X, LABELS - 1),  # a label of -1
-        lambda: torch.mm(X, Y.t().double()),
-        lambda: WHOLE.softmax(1),
-        lambda: torch.linalg.vector_norm(WHOLE),
-        lambda: F.gelu(WHOLE),
-        lambda: F.layer_norm(WHOLE, (3,)),
-        lambda: exact.from_bytes(WHOLE),
+        lambda: torch.zeros(3).expand(4, 3),
+        lambda: torch.zeros(9).unfold(0, 3, 1),
+        lambda: torch.zeros(9).as_strided((3, 3), (2, 1)),
     ],
 )
-def test_wrong_labels_and_types_are_errors(operation: Callable[[], Tensor]) -> None:
-    with exact.mode(), pytest.raises((IndexError, RuntimeError, TypeError)):
-        operation()
+def test_a_place_that_is_several_is_not_written_to(folded: Callable[[], Tensor]) -> None:
+    with exact.mode():
+        for apart in (torch.zeros(3, 4).t(), torch.zeros(9)[::2], torch.zeros(2, 3, 4)[:, 1]):
+            apart.mul_(2)  # the controls
+        with pytest.raises(exact.NotExactError, match=r"aten\.mul_.* one in memory"):
+            folded().mul_(2)
+
+
+class Subclass(Tensor):
+    """A tensor around another."""
+
+    around: Tensor
+
+    @staticmethod
+    def __new__(cls, around: Tensor) -> "Subclass":
+        x: Subclass = Tensor._make_wrapper_subclass(cls, around.shape)
+        x.around = around
+        return x
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*(x.around if isinstance(x, Subclass) else x for x in args), **(kwargs or {}))
+
+
+def test_a_tensor_that_computes_by_itself_is_refused() -> None:
+    x = Subclass(torch.ones(3))
+    assert torch.equal(x + 1, torch.full((3,), 2.0))  # the control
+    with exact.mode(), pytest.raises(exact.NotExactError, match="Subclass"):
+        x + 1
+
+
+def test_compiled_code_runs_uncompiled_and_the_forms_are_left_alone() -> None:
+    compiled: list[object] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    function = torch.compile(lambda x: torch.tanh(x) @ x, backend=backend)
+    with exact.mode():
+        assert torch.equal(function(W), torch.tanh(W) @ W)
+        assert not compiled
+    function(W)
+    assert compiled  # the control
+
+
+def test_attention_stays_plain_until_the_last_thread_has_left() -> None:
+    def plain() -> bool:
+        return not torch.backends.cuda.flash_sdp_enabled()
+
+    with ThreadPoolExecutor(1) as pool:
+        first, second = exact.mode(), exact.mode()
+        first.__enter__()
+        pool.submit(second.__enter__).result()
+        first.__exit__(None, None, None)
+        assert plain()
+        pool.submit(second.__exit__, None, None, None).result()
+    assert not plain()
 
 
 def test_a_block_within_a_block_computes_the_same_with_draws_of_its_own() -> None:
@@ -176,6 +291,36 @@ def test_a_block_within_a_block_computes_the_same_with_draws_of_its_own() -> Non
     with exact.mode(seed=2):
         assert torch.equal(torch.cat([torch.rand(3), torch.rand(3)]), torch.cat([two, three]))
     torch.rand(3)  # the control
+
+
+def test_blocks_that_overlap_are_refused() -> None:
+    def block() -> Generator[Tensor]:
+        with exact.mode():
+            yield W @ W
+            yield W @ W
+
+    first, second = block(), block()
+    assert torch.equal(next(first), next(second))
+    with pytest.raises(exact.NotExactError, match="overlap"):
+        first.close()
+    assert torch.equal(next(second), W @ W)  # not exact, hence:
+    with pytest.raises(exact.NotExactError, match="overlap"):
+        second.close()
+    first, second = block(), block()
+    next(first), next(second)
+    second.close()  # the control: one within the other
+    first.close()
+    torch.sin(X)
+
+
+def test_a_block_that_changed_the_machine_is_refused() -> None:
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this CPU cannot flush subnormals")
+    try:
+        with pytest.raises(exact.MachineError, match="subnormal"), exact.mode():
+            torch.set_flush_denormal(True)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_threads_that_are_started_in_a_block_are_in_it() -> None:
@@ -211,6 +356,28 @@ def test_an_optimiser_in_a_thread_outside_the_block_is_left_alone() -> None:
             pool.submit(step).result()
             with pytest.raises(exact.NotExactError, match="Adamax"):  # the control
                 step()
+
+
+torch.save(X, SAVED := io.BytesIO())
+PLAIN: dict[str, Callable[[], Tensor]] = {
+    "GRUCell": lambda: CELL(X, Y),
+    "load": lambda: torch.load(io.BytesIO(SAVED.getvalue())),
+    "nonzero": lambda: (X > 0).nonzero(),
+    "masked": lambda: X[X > 0],
+    "assignment": lambda: X.clone().index_fill_(0, torch.tensor([1, 2]), 0.0),
+    "logical": lambda: torch.logical_xor(X > 0, Y > 0).logical_not_(),
+    "repeat": lambda: X.repeat(2, 3).t_().squeeze_(),
+    "split": lambda: torch.cat(torch.unsafe_split(X, 2)[1:]),
+    "loader": lambda: torch.cat([x for (x,) in DataLoader(TensorDataset(X), 2, num_workers=1)]),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_everyday_operations_do_what_they_do_natively(name: str) -> None:
+    native = PLAIN[name]()
+    with exact.mode(seed=1):  # by which the loader names its workers
+        ours = PLAIN[name]()
+    torch.testing.assert_close(ours, native)
 
 
 def test_inference_mode_gives_the_same_bits() -> None:

@@ -85,6 +85,44 @@ def test_draws_have_the_type_asked_for_and_stay_below_one() -> None:
     assert drawn.max() < 1
 
 
+def test_integers_are_drawn_from_the_whole_range() -> None:
+    with exact.mode(seed=1):
+        wide = torch.randint(2**62, (1000,))
+        filled = {
+            dtype: torch.empty(4000, dtype=dtype).random_()
+            for dtype in (torch.uint8, torch.int64, torch.float32, torch.float64)
+        }
+    assert 450 < int((wide % 2).sum()) < 550 and wide.max() > 2**61
+    most = {torch.uint8: 2**8, torch.int64: 2**63, torch.float32: 2**24, torch.float64: 2**53}
+    for dtype, x in filled.items():
+        assert 0.997 * most[dtype] < int(x.max()) + 1 <= most[dtype]
+        assert 1800 < int((x % 2).sum()) < 2200  # the last bit
+
+
+WRONG: list[Callable[[], Tensor]] = [
+    lambda: torch.randint(5, 5, (3,)),
+    lambda: torch.randint(5, 2, (3,)),
+    lambda: torch.randint(0, 300, (3,), dtype=torch.uint8),
+    lambda: torch.empty(3).normal_(0, -1),
+    lambda: torch.empty(3).uniform_(3, 1),
+    lambda: torch.empty(3).bernoulli_(1.5),
+    lambda: torch.bernoulli(torch.tensor([2.0])),
+    lambda: torch.bernoulli(torch.tensor([float("nan")])),
+    lambda: torch.rand(3, dtype=torch.int64),
+    lambda: torch.randn_like(torch.ones(3, dtype=torch.int64)),
+    lambda: torch.randperm(-1),
+    lambda: torch.randperm(300, dtype=torch.uint8),
+]
+
+
+@pytest.mark.parametrize("draw", WRONG)
+def test_ranges_and_types_that_cannot_be_are_errors_as_natively(draw: Callable[[], Tensor]) -> None:
+    with pytest.raises(RuntimeError):
+        draw()
+    with exact.mode(seed=1), pytest.raises((RuntimeError, TypeError)):
+        draw()
+
+
 def test_a_gradient_passes_where_dropout_kept() -> None:
     x = torch.ones(1000, requires_grad=True)
     with exact.mode(seed=1):

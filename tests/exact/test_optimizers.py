@@ -75,6 +75,12 @@ def test_powers_are_those_of_rational_numbers(beta: float, n: int) -> None:
     assert isinstance(1 - Base(beta), Base)
 
 
+def test_powers_that_are_not_exact_are_refused() -> None:
+    for exponent in (torch.tensor(3.0), 0.3, -1):  # a tensor as where steps are differentiable
+        with pytest.raises(exact.NotExactError):
+            Base(0.9) ** exponent
+
+
 def test_the_optimiser_is_left_with_plain_numbers() -> None:
     weight = torch.ones(2, requires_grad=True)
     optimizer = optim.Adam([weight])
@@ -82,6 +88,20 @@ def test_the_optimiser_is_left_with_plain_numbers() -> None:
         weight.sum().backward()
         optimizer.step()
     assert [type(beta) for beta in optimizer.param_groups[0]["betas"]] == [float, float]
+
+
+def test_also_where_a_step_failed() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = optim.Adam([weight])
+
+    def betas() -> list[type]:
+        return [type(beta) for beta in optimizer.param_groups[0]["betas"]]
+
+    with exact.mode():
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(lambda: 1 / 0)
+        assert betas() == [Base, Base]  # the control
+    assert betas() == [float, float]
 
 
 def test_powers_are_exact_only_under_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_a_permutation_holds_every_number_once_and_each_order_is_as_likely() -> 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (0, 3), (5, 0), (2, 3, 4), ()])
 def test_any_shape(shape: tuple[int, ...]) -> None:
-    for draw in (random.uniform, random.normal):
+    for draw in (random.uniform, random.normal, random.integers):
         assert draw(shape, 1, "shape").shape == shape
     assert random.bernoulli(0.5, shape, 1, "shape").shape == shape
 
