@@ -139,6 +139,8 @@ class _Mode(TorchDispatchMode):
         form = self.forms.get(func)
         for kind in types:
             if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+                if func is torch.ops.prim.device.default:
+                    return func(*args)  # asked from C++, where an error would end the process
                 raise NotExactError(
                     f"{func} of {kind.__name__}, a subclass with a __torch_dispatch__ of its own:"
                     " exact are plain tensors"
@@ -196,22 +198,23 @@ _NAMES = """
     alias as_strided detach expand lift_fresh permute select slice split split_with_sizes
     squeeze t transpose unbind unfold unsqueeze view _unsafe_view _reshape_alias diagonal
     squeeze_ t_ transpose_ unsqueeze_ unsafe_split unsafe_split_with_sizes repeat set_
-    clone contiguous fill_ zero_ resize_
-    empty empty_like empty_strided full full_like new_empty new_empty_strided new_full
-    new_ones new_zeros ones ones_like zeros zeros_like scalar_tensor eye
+    clone contiguous fill_ zero_
+    full full_like new_full new_ones new_zeros ones ones_like zeros zeros_like scalar_tensor eye
     _local_scalar_dense
     eq ne lt le gt ge isnan isinf where masked_fill masked_fill_ any all equal is_same_size
     nonzero masked_select index_fill index_fill_
     logical_and logical_or logical_not logical_xor
     logical_and_ logical_or_ logical_not_ logical_xor_
     bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift
+    bitwise_and_ bitwise_or_ bitwise_xor_ bitwise_not_
     __lshift__ __rshift__ __and__ __or__ __xor__
-    abs abs_ neg neg_ sign sgn threshold_backward argmax argmin sort topk
-    floor ceil trunc round
+    abs abs_ neg neg_ sign sgn threshold_backward argmax argmin
+    floor ceil trunc
     gather embedding cat stack constant_pad_nd flip roll tril triu
     select_backward slice_backward mul mul_
 """
 EXACT = set(forms.overloads(_NAMES)) | {
+    aten.round.default,
     # Marks of the profiler, without arithmetic, which optimizers set.
     torch.ops.profiler._record_function_enter_new.default,
     torch.ops.profiler._record_function_exit._RecordFunction,

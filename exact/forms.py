@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from exact import functions, grid
 from exact.errors import NotExactError
 
-__all__ = ["FORMS", "overloads"]
+__all__ = ["FORMS", "in_place", "overloads"]
 
 aten = torch.ops.aten
 
@@ -287,7 +287,9 @@ def _lerp(x: Tensor, end: Tensor, weight: float) -> Tensor:
     return x + (end - x) * weight if weight < 0.5 else end - (end - x) * (1 - weight)
 
 
-def _in_place(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def in_place(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The form, whose result takes the place of its first argument."""
+
     def form_(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = form(x, *args, **kwargs)
         if not torch.can_cast(result.dtype, x.dtype):
@@ -362,6 +364,43 @@ _CHOICES = """
 """
 
 
+def _sort(
+    x: Tensor, dim: int = -1, descending: bool = False, *, stable: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """Equal numbers in the order in which they come, whether or not this is asked for."""
+    return torch.sort(x, dim=dim, descending=descending, stable=True)
+
+
+def _topk(
+    x: Tensor, k: int, dim: int = -1, largest: bool = True, ordered: bool = True
+) -> tuple[Tensor, ...]:
+    """Of equal numbers those that come first; always in order."""
+    columns = _sort(x, dim, descending=largest)
+    return tuple(y.narrow(dim, 0, k).contiguous() if y.dim() else y for y in columns)
+
+
+_UNWRITTEN = "empty empty_like empty_strided new_empty new_empty_strided"
+
+
+def _written(operation: Any) -> Callable[..., Tensor]:
+    """The operation, which leaves memory as it found it, and then something in it."""
+    return lambda *args, **kwargs: _fill(operation(*args, **kwargs))
+
+
+def _fill(x: Tensor) -> Tensor:
+    return x.fill_(math.nan if x.is_floating_point() or x.is_complex() else -1)
+
+
+def _resize_(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def held() -> int:
+        return x.untyped_storage().nbytes() // x.element_size()
+
+    before = held()
+    x.resize_(*args, **kwargs)
+    _fill(x.as_strided((held() - before,), (1,), before))
+    return x
+
+
 def _to_copy(x: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
     if dtype is not None and _loses_numbers(x, dtype):
         x = _within(x, dtype)
@@ -403,8 +442,8 @@ def _arange(start: float, end: float, step: float = 1, **options: Any) -> Tensor
 
 
 FORMS: dict[Any, Callable[..., Any]] = {
-    operation: _choice(operation) for operation in overloads(_CHOICES)
-} | {
+    **{operation: _choice(operation) for operation in overloads(_CHOICES)},
+    **{operation: _written(operation) for operation in overloads(_UNWRITTEN)},
     aten.relu.default: lambda x: torch.threshold(x, 0, 0),  # which makes 0 of -0
     aten.relu_.default: lambda x: torch.threshold_(x, 0, 0),
     aten._to_copy.default: _to_copy,
@@ -413,6 +452,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.arange.default: lambda end, **options: _arange(0, end, **options),
     aten.arange.start: _arange,
     aten.arange.start_step: _arange,
+    aten.resize_.default: _resize_,
     aten.index.Tensor: _moved(aten.index.Tensor),
     aten.index_select.default: _moved(aten.index_select.default),
     # Optimisers update many tensors in one call.
@@ -427,14 +467,14 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten._foreach_mul_.Tensor: _foreach_(Tensor.mul_),
     aten._foreach_neg.default: _foreach(torch.neg),
     aten._foreach_sqrt.default: _foreach(_sqrt),
-    aten._foreach_sqrt_.default: _foreach_(_in_place(_sqrt)),
+    aten._foreach_sqrt_.default: _foreach_(in_place(_sqrt)),
     aten._foreach_div_.ScalarList: _foreach_(_div_),
-    aten._foreach_lerp_.Scalar: _foreach_(_in_place(_lerp)),
+    aten._foreach_lerp_.Scalar: _foreach_(in_place(_lerp)),
     aten._foreach_addcmul.Scalar: _foreach(_addcmul),
-    aten._foreach_addcmul_.Scalar: _foreach_(_in_place(_addcmul)),
-    aten._foreach_addcdiv_.Scalar: _foreach_(_in_place(_addcdiv)),
-    aten._foreach_addcdiv_.ScalarList: _foreach_(_in_place(_addcdiv)),
-    aten._foreach_maximum_.List: _foreach_(_in_place(torch.maximum)),
+    aten._foreach_addcmul_.Scalar: _foreach_(in_place(_addcmul)),
+    aten._foreach_addcdiv_.Scalar: _foreach_(in_place(_addcdiv)),
+    aten._foreach_addcdiv_.ScalarList: _foreach_(in_place(_addcdiv)),
+    aten._foreach_maximum_.List: _foreach_(in_place(torch.maximum)),
     aten._foreach_norm.Scalar: _norms,
     aten.add.Tensor: _add,
     aten.add.Scalar: _add,
@@ -452,24 +492,27 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.div_.Scalar: _div_,
     aten.reciprocal.default: lambda x: _div(torch.ones_like(x), x),
     aten.addcmul.default: _addcmul,
-    aten.addcmul_.default: _in_place(_addcmul),
+    aten.addcmul_.default: in_place(_addcmul),
     aten.addcdiv.default: _addcdiv,
-    aten.addcdiv_.default: _in_place(_addcdiv),
+    aten.addcdiv_.default: in_place(_addcdiv),
     aten.lerp.Scalar: _lerp,
-    aten.lerp_.Scalar: _in_place(_lerp),
+    aten.lerp_.Scalar: in_place(_lerp),
     aten.exp.default: _elementwise(functions.exp),
     aten.log.default: _elementwise(functions.log),
     aten.sqrt.default: _sqrt,
-    aten.sqrt_.default: _in_place(_sqrt),
+    aten.sqrt_.default: in_place(_sqrt),
     aten.erf.default: _elementwise(functions.erf),
     aten.sigmoid.default: _elementwise(functions.sigmoid),
-    aten.sigmoid_.default: _in_place(_elementwise(functions.sigmoid)),
+    aten.sigmoid_.default: in_place(_elementwise(functions.sigmoid)),
     aten.sigmoid_backward.default: _sigmoid_backward,
     aten.tanh.default: _elementwise(functions.tanh),
-    aten.tanh_.default: _in_place(_elementwise(functions.tanh)),
+    aten.tanh_.default: in_place(_elementwise(functions.tanh)),
     aten.tanh_backward.default: _tanh_backward,
     aten.pow.Tensor_Scalar: _pow,
     aten.bincount.default: _bincount,
+    aten.sort.default: _sort,
+    aten.sort.stable: _sort,
+    aten.topk.default: _topk,
     aten.remainder.Scalar: _of_integers(aten.remainder.Scalar),
     aten.remainder.Tensor: _of_integers(aten.remainder.Tensor),
     aten.floor_divide.default: _of_integers(aten.floor_divide.default),

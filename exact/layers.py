@@ -6,6 +6,7 @@ PyTorch's documentation: N examples, C channels, H × W pixels.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from exact import functions, grid
 from exact.errors import NotExactError
+from exact.forms import in_place
 
 __all__ = ["FORMS"]
 
@@ -89,12 +91,15 @@ def _curve(x: Tensor) -> Tensor:
     return (x * x * _CUBIC + 1) * x * _LINEAR
 
 
-def _scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+_Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _scatter(combine: _Combine, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     if not x.dim():
-        return _accumulate(x, torch.zeros_like(index), source)
+        return combine(x, torch.zeros_like(index), source)
     places, used = _places(x), tuple(slice(n) for n in index.shape)
     others = tuple(slice(None) if i == dim % x.dim() else part for i, part in enumerate(used))
-    return _accumulate(x, places[others].gather(dim, index), source[used])
+    return combine(x, places[others].gather(dim, index), source[used])
 
 
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
@@ -104,11 +109,8 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
 def _index_put(
     x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Tensor:
-    if not accumulate:
-        raise NotExactError("index_put has no exact form where places may repeat: use scatter_add")
-
     places = aten.index.Tensor(_places(x), indices)
-    return _accumulate(x, places, values.expand(places.shape))
+    return (_accumulate if accumulate else _put)(x, places, values.expand(places.shape))
 
 
 def _places(x: Tensor) -> Tensor:
@@ -116,16 +118,29 @@ def _places(x: Tensor) -> Tensor:
     return torch.arange(x.numel(), device=x.device).view(x.shape)
 
 
+def _put(x: Tensor, places: Tensor, source: Tensor) -> Tensor:
+    """X with the numbers in their places, and the last of those that go to the same."""
+    _require_same_type(x, source)
+    n, items = x.numel(), source.flatten()
+    last = torch.arange(n + len(items), device=x.device)
+    last = last[:n].scatter_reduce(0, places.flatten(), last[n:], "amax")
+    return torch.cat([x.flatten(), items])[last].view(x.shape)
+
+
+def _require_same_type(x: Tensor, source: Tensor) -> None:
+    if x.dtype != source.dtype:
+        raise TypeError(f"expected numbers of the same type, not {x.dtype} and {source.dtype}")
+
+
 def _accumulate(x: Tensor, places: Tensor, source: Tensor) -> Tensor:
     """X plus, in each place, the sum of the numbers that go there.
 
     Each place has a grid of its own, so its sum depends on nothing that goes elsewhere.
     """
+    _require_same_type(x, source)
     places, items = places.flatten(), source.flatten()
     if not x.is_floating_point():
         return x.flatten().scatter_add(0, places, items).view(x.shape)
-    if x.dtype != source.dtype:
-        raise TypeError(f"expected numbers of the same type, not {x.dtype} and {source.dtype}")
     sums = grid.totals(items, places, x.numel()).view(x.shape)
     return sums.add_(x).to(x.dtype)
 
@@ -219,8 +234,10 @@ def _max_pool2d_backward(
 ) -> Tensor:  # fmt: skip
     # Windows may overlap, so that several gradients meet in one pixel.
     flat = x.new_zeros(x.shape).flatten(-2)
-    return _scatter_add(flat, -1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
+    return _scatter(_accumulate, flat, -1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
 
+
+_scatter_add, _scatter_put = partial(_scatter, _accumulate), partial(_scatter, _put)
 
 FORMS: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
@@ -228,8 +245,15 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.gelu.default: _gelu,
     aten.gelu_backward.default: _gelu_backward,
     aten.scatter_add.default: _scatter_add,
+    aten.scatter_add_.default: in_place(_scatter_add),
+    aten.scatter.src: _scatter_put,
+    aten.scatter_.src: in_place(_scatter_put),
+    aten.scatter.value: aten.scatter.value,
+    aten.scatter_.value: aten.scatter_.value,
     aten.index_add.default: _index_add,
+    aten.index_add_.default: in_place(_index_add),
     aten.index_put.default: _index_put,
+    aten.index_put_.default: in_place(_index_put),
     aten._unsafe_index_put.default: _index_put,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.convolution.default: _convolution,

@@ -68,6 +68,7 @@ def test_nor_does_a_transformer_with_trained_biases() -> None:
         (lambda: X.bfloat16(), "bfloat16"),
         (lambda: X.to(torch.complex64), "complex64"),
         (lambda: torch.std(X), "aten.std"),
+        (lambda: X.round(decimals=2), r"aten\.round\.decimals"),
         (lambda: torch.bincount(LABELS, LABELS.float()), "bincount with weights"),
         (lambda: F.conv1d(X[None], torch.ones(2, 7, 3)), "1-d convolution"),
         (lambda: F.conv_transpose2d(X[None, None], Y[None, None]), "transposed convolution"),
@@ -96,6 +97,35 @@ def test_of_equal_zeros_the_positive_one_is_chosen() -> None:
         ]  # fmt: skip
     assert (-zeros).signbit().any()  # the control
     assert not any(bool(result.signbit().any()) for result in results)
+
+
+def test_of_equal_numbers_the_first_comes_first() -> None:
+    x = torch.tensor([1.0, 2.0, 2.0, 2.0, 1.0] * 400)
+    largest, smallest = [1, 2, 3, 6, 7, 8, 11], [0, 4, 5, 9, 10, 14, 15]
+    with exact.mode():
+        assert x.topk(7).indices.tolist() == largest
+        assert x.topk(7, largest=False).indices.tolist() == smallest
+        assert x.argsort(descending=True)[:7].tolist() == largest
+        assert x.sort().indices[:7].tolist() == smallest
+        assert torch.tensor(5.0).topk(1).values == 5
+    assert x.topk(7).indices.tolist() != largest  # the control
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8, torch.bool])
+def test_memory_that_was_not_written_to_is_the_same_everywhere(dtype: torch.dtype) -> None:
+    missing = {torch.float32: float("nan"), torch.int64: -1, torch.uint8: 255, torch.bool: True}
+    expected = torch.full((2, 3), missing[dtype], dtype=dtype)
+    x = torch.zeros(2, 3, dtype=dtype)
+    with exact.mode():
+        made = [
+            torch.empty(2, 3, dtype=dtype), torch.empty_like(x), x.new_empty(2, 3),
+            torch.empty_strided((2, 3), (1, 2), dtype=dtype), x.new_empty_strided((2, 3), (1, 2)),
+            x.new_zeros(0).resize_(2, 3),
+        ]  # fmt: skip
+        assert x[:1].resize_(2, 3).equal(x)  # which had been written to
+        assert x[1:].resize_(4, 3)[0].equal(x[1])
+    for each in made:
+        torch.testing.assert_close(each, expected, equal_nan=True)
 
 
 def test_numbers_that_are_no_integers_are_cast_alike_everywhere() -> None:
@@ -261,6 +291,13 @@ def test_compiled_code_runs_uncompiled_and_the_forms_are_left_alone() -> None:
         assert not compiled
     function(W)
     assert compiled  # the control
+
+
+def test_a_model_is_exported_outside_of_the_block_alone() -> None:
+    model = nn.Linear(5, 3)
+    torch.export.export(model, (X,))  # the control
+    with exact.mode(), pytest.raises(exact.NotExactError, match="FakeTensor"):
+        torch.export.export(model, (X,))
 
 
 def test_attention_stays_plain_until_the_last_thread_has_left() -> None:

@@ -159,6 +159,38 @@ def test_scatter_add_along_any_dimension_and_of_a_part() -> None:
         assert ONE.scatter_add(0, torch.tensor([0, 0]), torch.ones(2)) == 3
 
 
+def test_the_last_of_those_that_go_to_one_place_stays() -> None:
+    x, source = draw(3, 4), draw(50, 4)
+    rows = torch.randint(0, 2, (50,), generator=G)  # none to the third
+    index = torch.randint(0, 3, (50, 4), generator=G)
+    by_rows, by_index = x.clone(), x.clone()
+    for i in range(50):
+        by_rows[rows[i]] = source[i]
+        for j in range(4):
+            by_index[index[i, j], j] = source[i, j]
+    with exact.mode():
+        assigned, scattered = x.clone(), x.clone()
+        assigned[rows] = source
+        assert torch.equal(assigned, by_rows)
+        assert torch.equal(x.scatter(0, index, source), by_index)
+        scattered.scatter_(0, index, source)
+        assert torch.equal(scattered, by_index)
+        scattered[scattered == by_index] = 0.5
+        assert (scattered == 0.5).all()
+        with pytest.raises(TypeError, match="same type"):
+            assigned.index_put_((rows,), source.double())
+
+
+def test_sums_in_places_are_the_same_in_place() -> None:
+    x, source = draw(3, 4), draw(50, 4)
+    index = torch.randint(0, 3, (50, 4), generator=G)
+    with exact.mode():
+        for name, places in (("index_add", index[:, 0]), ("scatter_add", index)):
+            expected = getattr(x, name)(0, places, source)
+            assert torch.equal(getattr(x.clone(), f"{name}_")(0, places, source), expected)
+            assert not torch.equal(expected, x)  # the control
+
+
 def test_the_order_of_words_does_not_matter_and_natively_it_does() -> None:
     words = torch.randint(0, 3, (5000,), generator=torch.Generator().manual_seed(1))
     gradients = torch.randn(5000, 4, generator=torch.Generator().manual_seed(2))
