@@ -13,20 +13,23 @@ NotExactError. So no operation can slip in that nobody has looked at.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from threading import Lock, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
+from torch.optim import lr_scheduler
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from exact import draws, forms, layers, machine, optimizers
+from exact import draws, forms, functions, layers, machine, optimizers
 from exact.errors import NotExactError
 
 __all__ = ["mode"]
@@ -287,10 +290,16 @@ def _in_block(hook: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def _cos(x: float) -> float:
+    return functions.cos(x) if _active() else math.cos(x)
+
+
 _SKIP = eval_frame._FrameAction.SKIP
 eval_frame.set_code_exec_strategy(  # torch.compile leaves the forms alone, and all that they call
     _Mode.__torch_dispatch__.__code__, eval_frame._FrameExecStrategy(_SKIP, _SKIP)
 )
+# Schedules take the cosine from Python, which has it from the platform's library.
+vars(lr_scheduler)["math"] = SimpleNamespace(**vars(math) | {"cos": _cos})
 Thread.start = _inherited(Thread.start)  # type: ignore[assignment,method-assign]
 register_optimizer_step_pre_hook(_in_block(optimizers.before_step))
 register_optimizer_step_post_hook(_in_block(optimizers.after_step))

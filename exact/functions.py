@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "erf", "exp", "exp_normal", "ldexp", "log", "log_normal", "normal_cdf", "polynomial", "power",
-    "sigmoid", "sqrt", "tanh",
+    "cos", "erf", "exp", "exp_normal", "ldexp", "log", "log_normal", "normal_cdf", "polynomial",
+    "power", "sigmoid", "sqrt", "tanh",
 ]  # fmt: skip
 
 _LOG2_E = 1.4426950408889634
@@ -163,3 +163,18 @@ def power(x: float, n: int) -> float:
         x *= x
         n >>= 1
     return result
+
+
+_HALF_PI, _HALF_PI_LOW = 1.5707963267948966, 6.123233995736766e-17
+_COS = tuple((-1) ** n / math.factorial(2 * n) for n in range(9))
+_SIN = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(9))
+
+
+def cos(x: float) -> float:
+    """The cosine of a few turns: series within π/4 of the nearest quarter."""
+    quarters = round(x / _HALF_PI)
+    y = x - quarters * _HALF_PI - quarters * _HALF_PI_LOW
+    cosine = sine = 0.0
+    for even, odd in zip(reversed(_COS), reversed(_SIN), strict=True):
+        cosine, sine = cosine * (y * y) + even, sine * (y * y) + odd
+    return (cosine, -sine * y, -cosine, sine * y)[quarters % 4]

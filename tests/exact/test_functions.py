@@ -62,6 +62,14 @@ def test_the_normal_distribution_function_is_right_far_into_its_tails() -> None:
             assert ours == pytest.approx(true, rel=1e-12)
 
 
+def test_the_cosine_of_a_schedule_is_the_true_one() -> None:
+    with mpmath.workdps(40):
+        for i in range(-800, 801):
+            x = i * math.pi / 200
+            assert abs(functions.cos(x) - mpmath.cos(mpmath.mpf(x))) <= 2.0**-52
+    assert functions.cos(0.0) == 1 and functions.cos(math.pi) == -1
+
+
 @pytest.mark.parametrize("name", TRUE)
 def test_vectors_and_single_numbers_give_the_same_bits(name: str) -> None:
     x = inputs(name)[:333]

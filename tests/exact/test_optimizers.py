@@ -122,6 +122,36 @@ def test_powers_are_exact_only_under_the_mode(monkeypatch: pytest.MonkeyPatch) -
     assert seen == [float, Base]
 
 
+SCHEDULES: list[Callable[[optim.Optimizer], optim.lr_scheduler.LRScheduler]] = [
+    lambda optimizer: optim.lr_scheduler.CosineAnnealingLR(optimizer, 17),
+    lambda optimizer: optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 7),
+    lambda optimizer: optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=31),
+]
+
+
+@pytest.mark.parametrize("make", SCHEDULES)
+def test_a_schedule_does_not_depend_on_the_cosine_of_the_platform(
+    make: Callable[[optim.Optimizer], optim.lr_scheduler.LRScheduler],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rates(context: contextlib.AbstractContextManager[None]) -> list[float]:
+        with context:
+            optimizer = optim.SGD([torch.ones(2, requires_grad=True)], 0.1)
+            schedule, seen = make(optimizer), []
+            for _ in range(30):
+                optimizer.step()
+                schedule.step()
+                seen.append(float(optimizer.param_groups[0]["lr"]))
+        return seen
+
+    ours, native = rates(exact.mode()), rates(contextlib.nullcontext())
+    assert ours == pytest.approx(native, rel=1e-12, abs=1e-15)
+    cos = math.cos
+    monkeypatch.setattr(math, "cos", lambda x: math.nextafter(cos(x), 0))
+    assert rates(exact.mode()) == ours
+    assert rates(contextlib.nullcontext()) != native  # the control
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "name"),
     [(optim.NAdam, {}, "NAdam"), (optim.RAdam, {}, "RAdam"), (optim.Adam, {"fused": True}, "fused"),
