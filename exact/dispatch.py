@@ -225,10 +225,10 @@ EXACT = set(forms.overloads(_NAMES)) | {
 FORMS: dict[Any, Callable[..., Any]] = (
     {operation: operation for operation in EXACT} | forms.FORMS | layers.FORMS
 )
-_WRITING = {  # operations in place, and the names of what others write to
+_WRITING = {  # numbers, not a view alone: in place, or to arguments of these names
     operation: [argument.name for argument in operation._schema.arguments if argument.is_out]
     for operation in FORMS | draws.FORMS
-    if operation._schema.is_mutable
+    if operation._schema.is_mutable and torch.Tag.inplace_view not in operation.tags
 }
 
 
