@@ -14,7 +14,8 @@ NotExactError. So no operation can slip in that nobody has looked at.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -242,16 +243,36 @@ def _apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
     written = outs or (args[0] if isinstance(args[0], (list, tuple)) else args[:1])
     if any(_is_folded(x) for x in written if not x.is_contiguous()):
         raise NotExactError(f"{func} writes to a view of which several places are one in memory")
-    memory = {x.untyped_storage()._cdata for x in written}
+    if len(written) > 1 and _overlap(written):
+        raise NotExactError(f"{func} writes to tensors of which some share their memory")
+    memory = [_memory(x) for x in written]
 
     def apart(y: Any) -> Any:
         if isinstance(y, (list, tuple)):
             return [apart(each) for each in y]
-        if isinstance(y, Tensor) and y.untyped_storage()._cdata in memory:
-            return y.clone()
-        return y
+        if not isinstance(y, Tensor):
+            return y
+        start, end = _memory(y)
+        return y.clone() if any(start < other[1] and other[0] < end for other in memory) else y
 
     return *kept, *map(apart, read)
+
+
+def _memory(x: Tensor) -> tuple[int, int]:
+    """Where the memory begins and ends that x is a view of: two tensors may have it in common."""
+    storage = x.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def _overlap(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors may have numbers in common, by where their first and last ones are."""
+    ends = 0
+    for start, x in sorted(((x.data_ptr(), x) for x in tensors if x.numel()), key=itemgetter(0)):
+        if start < ends:
+            return True
+        steps = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+        ends = start + (steps + 1) * x.element_size()
+    return False
 
 
 def _is_folded(x: Tensor) -> bool:

@@ -114,6 +114,11 @@ def _normal_(x: Tensor, mean: float = 0, std: float = 1, *, generator: _Generato
     return x.copy_(draw.mul_(std).add_(mean))
 
 
+def _bernoulli(p: Tensor, *, generator: _Generator = None) -> Tensor:
+    require_fractions(p)
+    return _bernoulli_(torch.empty_like(p), p, generator=generator)
+
+
 def _bernoulli_(x: Tensor, p: Any = 0.5, *, generator: _Generator = None) -> Tensor:
     if not (((p >= 0) & (p <= 1)).all() if isinstance(p, Tensor) else 0 <= p <= 1):
         raise RuntimeError("expected probabilities from 0 to 1")
@@ -151,7 +156,7 @@ _DRAWS: dict[Any, Callable[..., Any]] = {
     aten.random_.default: _random_,
     aten.uniform_.default: _uniform_,
     aten.normal_.default: _normal_,
-    aten.bernoulli.default: lambda x, **options: _bernoulli_(torch.empty_like(x), x, **options),
+    aten.bernoulli.default: _bernoulli,
     aten.bernoulli_.float: _bernoulli_,
     aten.bernoulli_.Tensor: _bernoulli_,
     aten.native_dropout.default: _dropout,

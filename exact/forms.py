@@ -33,9 +33,10 @@ def _dims(dims: Any) -> list[int]:
 def _scaled(a: Tensor, b: Any, alpha: float) -> Any:
     if alpha == 1:
         return b
-    if isinstance(alpha, float) and not torch.result_type(a, b).is_floating_point:
-        raise TypeError(f"expected a whole alpha for integers, not {alpha}")
-    return torch.mul(b, alpha)
+    dtype = torch.result_type(a, b)
+    if not dtype.is_floating_point and torch.tensor(alpha).to(dtype).item() != alpha:
+        raise TypeError(f"expected an alpha of {dtype}, not {alpha}")
+    return (b.to(dtype) if isinstance(b, Tensor) else b) * alpha
 
 
 def _add(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
@@ -130,7 +131,7 @@ def _sum(
 ) -> Tensor:
     x = x if dtype is None else _to_copy(x, dtype=dtype)
     if not x.is_floating_point():
-        return torch.sum(x, _dims(dims) or None, keepdim)
+        return torch.sum(x, _dims(dims) or None, keepdim, dtype=dtype)
     return grid.total(x, _dims(dims), keepdim).to(x.dtype)
 
 
@@ -253,6 +254,7 @@ def _nll_loss_backward(
 
 
 def _mse_loss(x: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
+    grid.require_fractions(x - target)
     squares = (x - target) * (x - target)
     if reduction == _NONE:
         return squares
@@ -278,11 +280,14 @@ def _addcmul(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
 
 def _addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
     grid.require_fractions(x)
-    return x + a / b * value
+    # The quotient last, as in steps that optimisers also take in another way on a GPU.
+    return x + a * value / b
 
 
 def _lerp(x: Tensor, end: Tensor, weight: float) -> Tensor:
     grid.require_fractions(x)
+    if end.dtype != x.dtype:
+        raise TypeError(f"expected numbers of the same type, not {x.dtype} and {end.dtype}")
     # From the nearer end, so that weights 0 and 1 give the ends themselves.
     return x + (end - x) * weight if weight < 0.5 else end - (end - x) * (1 - weight)
 
@@ -412,6 +417,12 @@ def _copy_(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return x.copy_(_within(source, x.dtype) if _loses_numbers(source, x.dtype) else source)
 
 
+def _fill_by(x: Tensor, value: Tensor) -> Tensor:
+    if value.dim():
+        raise RuntimeError(f"expected one number to fill with, not {tuple(value.shape)}")
+    return _copy_(x, value)
+
+
 def _loses_numbers(x: Tensor, dtype: torch.dtype) -> bool:
     whole = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
     return x.is_floating_point() and whole
@@ -432,13 +443,11 @@ def _within(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _arange(start: float, end: float, step: float = 1, **options: Any) -> Tensor:
     """With fractions, start + i · step in two operations, which the processor may not fuse."""
-    dtype = options.get("dtype") or torch.get_default_dtype()
-    whole = all(float(value).is_integer() for value in (start, step))
-    if whole or not dtype.is_floating_point:
-        return torch.arange(start, end, step, **options)
-    options.pop("dtype", None)
-    steps = torch.arange(math.ceil((end - start) / step), **options).double()
-    return steps.mul_(step).add_(start).to(dtype)
+    result = torch.arange(start, end, step, **options)
+    if not result.is_floating_point():
+        return result
+    steps = torch.arange(len(result), device=result.device).double()
+    return result.copy_(steps.mul_(step).add_(start))
 
 
 FORMS: dict[Any, Callable[..., Any]] = {
@@ -448,7 +457,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.relu_.default: lambda x: torch.threshold_(x, 0, 0),
     aten._to_copy.default: _to_copy,
     aten.copy_.default: _copy_,
-    aten.fill_.Tensor: _copy_,
+    aten.fill_.Tensor: _fill_by,
     aten.arange.default: lambda end, **options: _arange(0, end, **options),
     aten.arange.start: _arange,
     aten.arange.start_step: _arange,

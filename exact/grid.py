@@ -45,17 +45,18 @@ def scale(x: Tensor, dims: list[int]) -> Tensor:
     """The largest power of two that a magnitude along `dims` reaches, these kept with size 1.
 
     In float64, and read off the number's bits, as logarithms are rounded differently from
-    machine to machine. 0 where all are 0, infinity where one is infinite or NaN.
+    machine to machine. 2^-1022, the smallest normal number, below it, as subnormal numbers lie
+    on its grid; infinity where one is infinite or NaN.
     """
     if x.numel() == 0:
         shape = [1 if i in [d % x.dim() for d in dims] else n for i, n in enumerate(x.shape)]
-        return torch.zeros(shape, dtype=torch.float64, device=x.device)
+        return torch.full(shape, 2.0**-1022, dtype=torch.float64, device=x.device)
     return _size(x.abs().amax(dims, keepdim=True))
 
 
 def _size(x: Tensor) -> Tensor:
     """The largest power of two that each number's magnitude reaches, as by `scale`."""
-    return (x.double().view(torch.int64) & _EXPONENT).view(torch.float64)
+    return (x.double().view(torch.int64) & _EXPONENT).view(torch.float64).clamp_(min=2.0**-1022)
 
 
 def snap(x: Tensor, scale: Tensor | float, bits: int) -> Tensor:
@@ -92,8 +93,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def _product64(a: Tensor, b: Tensor) -> Tensor:
     """The product of float64 matrices, whose sizes leave no room: so first brought to size 1."""
     a_bits, b_bits = product_bits(a.shape[-1])
-    # Subnormal numbers, whose exponent is not their size, lie on the grid of the smallest normal.
-    a_size, b_size = (scale(*x).clamp_(min=2.0**-1022) for x in ((a, [-1]), (b, [-2])))
+    a_size, b_size = scale(a, [-1]), scale(b, [-2])
     product = torch.matmul(snap(a / a_size, 1.0, a_bits), snap(b / b_size, 1.0, b_bits))
     exponent = (a_size.view(torch.int64) >> 52) + (b_size.view(torch.int64) >> 52) - 2 * 1023
     return ldexp(product, exponent)

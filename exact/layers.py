@@ -96,14 +96,15 @@ _Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def _scatter(combine: _Combine, x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     if not x.dim():
-        return combine(x, torch.zeros_like(index), source)
+        return combine(x, index, source)
     places, used = _places(x), tuple(slice(n) for n in index.shape)
     others = tuple(slice(None) if i == dim % x.dim() else part for i, part in enumerate(used))
     return combine(x, places[others].gather(dim, index), source[used])
 
 
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    return _accumulate(x, _places(x).index_select(dim, index), source * alpha)
+    source = source if alpha == 1 else source * alpha
+    return _accumulate(x, _places(x).index_select(dim, index), source)
 
 
 def _index_put(
@@ -120,16 +121,18 @@ def _places(x: Tensor) -> Tensor:
 
 def _put(x: Tensor, places: Tensor, source: Tensor) -> Tensor:
     """X with the numbers in their places, and the last of those that go to the same."""
-    _require_same_type(x, source)
+    _require_match(x, places, source)
     n, items = x.numel(), source.flatten()
     last = torch.arange(n + len(items), device=x.device)
     last = last[:n].scatter_reduce(0, places.flatten(), last[n:], "amax")
     return torch.cat([x.flatten(), items])[last].view(x.shape)
 
 
-def _require_same_type(x: Tensor, source: Tensor) -> None:
+def _require_match(x: Tensor, places: Tensor, source: Tensor) -> None:
     if x.dtype != source.dtype:
         raise TypeError(f"expected numbers of the same type, not {x.dtype} and {source.dtype}")
+    if places.shape != source.shape:
+        raise RuntimeError(f"expected numbers of {places.shape}, not {source.shape}")
 
 
 def _accumulate(x: Tensor, places: Tensor, source: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ def _accumulate(x: Tensor, places: Tensor, source: Tensor) -> Tensor:
 
     Each place has a grid of its own, so its sum depends on nothing that goes elsewhere.
     """
-    _require_same_type(x, source)
+    _require_match(x, places, source)
     places, items = places.flatten(), source.flatten()
     if not x.is_floating_point():
         return x.flatten().scatter_add(0, places, items).view(x.shape)

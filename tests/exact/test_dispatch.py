@@ -138,6 +138,13 @@ def test_numbers_that_are_no_integers_are_cast_alike_everywhere() -> None:
         assert x.bool().all()
 
 
+def test_nor_does_a_range_beyond_what_float32_counts() -> None:
+    with exact.mode():
+        ours = torch.arange(16_777_217.0, 16_777_217.0 + 90_000)
+        int64 = torch.arange(16_777_217, 16_777_217 + 90_000)
+    assert torch.equal(ours, int64.float())
+
+
 @pytest.mark.parametrize("step", [1, 2.0, 0.1, -0.25, 0.003])
 def test_a_range_is_computed_in_two_operations(step: float) -> None:
     with exact.mode():
@@ -148,6 +155,9 @@ def test_a_range_is_computed_in_two_operations(step: float) -> None:
 
 WHOLE = torch.tensor([[1, 2, 3]])
 ONE = torch.ones(1, 1, dtype=torch.float64)
+ZERO = torch.tensor(0.0)
+BYTES = torch.full((3,), 100, dtype=torch.int8)
+TRUTHS = torch.tensor([True, True])
 PROMOTED: dict[str, Callable[[], Tensor]] = {
     "number - integers": lambda: 1.5 - WHOLE,
     "root of integers": lambda: WHOLE**0.5,
@@ -155,6 +165,11 @@ PROMOTED: dict[str, Callable[[], Tensor]] = {
     "power of integers": lambda: WHOLE**2,
     "product of integers": lambda: WHOLE * 2**22 @ WHOLE.t(),
     "sigmoid of bytes": lambda: torch.sigmoid(WHOLE.to(torch.uint8)),
+    "sum as bytes": lambda: BYTES.sum(dtype=torch.int8),
+    "sum along, as int32": lambda: WHOLE.sum(1, dtype=torch.int32),
+    "sum as a truth": lambda: TRUTHS.sum(dtype=torch.bool),
+    "a fraction of float32 for float64": lambda: torch.add(ONE, torch.tensor([3]), alpha=0.1),
+    "index_add of truths": lambda: TRUTHS.index_add(0, torch.tensor([0]), TRUTHS[:1]),
     "sum as integers": lambda: torch.tensor([1.5, 1.5]).sum(dtype=torch.int64),
     "sum of truths": lambda: (WHOLE > 1).sum(dtype=torch.float32),
     "sum with dimensions kept": lambda: torch.sum(WHOLE, None, keepdim=True),
@@ -193,6 +208,14 @@ WRONG: dict[str, Callable[[], object]] = {
     "norm of integers": lambda: torch.linalg.vector_norm(WHOLE),
     "gelu of integers": lambda: F.gelu(WHOLE),
     "lerp of integers": lambda: torch.lerp(WHOLE, WHOLE, 0.5),
+    "lerp of two types": lambda: torch.lerp(X, Y.double(), 0.5),
+    "mse_loss of integers": lambda: F.mse_loss(WHOLE, WHOLE, reduction="sum"),
+    "an alpha beyond the type": lambda: torch.add(BYTES, BYTES, alpha=300),
+    "fill_ by several": lambda: X.clone().fill_(torch.ones(3)),
+    "scatter to another place": lambda: ZERO.scatter(0, torch.tensor(5), ZERO),
+    "index_add of too many": lambda: X.index_add(0, torch.tensor([0]), Y),
+    "index_add of too wide": lambda: X.index_add(0, LABELS, torch.ones(7, 6)),
+    "index_add of turned": lambda: X.index_add(1, torch.tensor([0, 1]), torch.ones(2, 7)),
     "addcdiv of integers": lambda: torch.addcdiv(WHOLE, WHOLE, WHOLE),
     "root of integers in place": lambda: WHOLE.clone().sqrt_(),
     "a fractional alpha for integers": lambda: torch.add(WHOLE, WHOLE, alpha=1.5),
@@ -235,6 +258,24 @@ def test_what_overlaps_with_what_is_written_is_read_before(name: str) -> None:
     expected = torch.cat(separate[name](), 1)
     assert torch.equal(x, expected)
     assert not torch.equal(y, expected)  # the control
+
+
+def test_also_where_the_two_do_not_know_of_each_other() -> None:
+    numbers = LARGE.flatten().numpy().copy()
+    expected = LARGE.flatten()[1:] + LARGE.flatten()[:-1]
+    x, y = torch.from_numpy(numbers[1:]), torch.from_numpy(numbers[:-1])
+    with exact.mode():
+        x.add_(y)
+    assert torch.equal(x, expected)
+
+
+def test_a_list_with_a_place_twice_is_not_written_to() -> None:
+    x = torch.ones(6)
+    with exact.mode():
+        torch._foreach_mul_([x[:3], x[3:], x[:0]], 2.0)  # the control
+        with pytest.raises(exact.NotExactError, match="share their memory"):
+            torch._foreach_mul_([x[2:], x[:3]], 2.0)
+    assert (x == 2).all()
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ WRONG: list[Callable[[], Tensor]] = [
     lambda: torch.empty(3).uniform_(3, 1),
     lambda: torch.empty(3).bernoulli_(1.5),
     lambda: torch.bernoulli(torch.tensor([2.0])),
+    lambda: torch.bernoulli(torch.tensor([1])),
     lambda: torch.bernoulli(torch.tensor([float("nan")])),
     lambda: torch.rand(3, dtype=torch.int64),
     lambda: torch.randn_like(torch.ones(3, dtype=torch.int64)),

@@ -224,3 +224,16 @@ def test_a_huge_number_of_bits_is_not_asked_for() -> None:
     for k in (1, 2, 3, 784, 65_536, 2**20):
         a, b = grid.product_bits(k)
         assert max(a, b) <= 22 and a + b + (k - 1).bit_length() <= 53
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_sums_of_subnormal_numbers_depend_on_no_order(order: int) -> None:
+    x = (torch.arange(10_001) * 450_359_962_731 % (2**52 - 1)).view(torch.float64)
+    places, zero = torch.zeros(10_001, dtype=torch.int64), x.new_zeros(1)
+    assert x.roll(3).sum() != x.sum()  # the control
+    true = sum(Fraction(value) for value in x.tolist())
+    with exact.mode():
+        assert torch.equal(x.roll(order).sum(), x.sum())
+        in_place = [zero.index_add(0, places, y) for y in (x, x.roll(order))]
+        assert torch.equal(*in_place)
+        assert abs(Fraction(x.sum().item()) / true - 1) < Fraction(1, 2**30)

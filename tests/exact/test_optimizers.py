@@ -60,7 +60,7 @@ def test_they_do_what_they_do_natively(make: Make, settings: dict[str, Any], for
     torch.testing.assert_close(ours, native, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW])
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad])
 def test_one_tensor_or_many_at_a_time_gives_the_same_bits(make: Make) -> None:
     single, many = (steps(exact.mode(), make, foreach=foreach) for foreach in (False, True))
     assert torch.equal(single, many)
