@@ -168,7 +168,9 @@ PROMOTED: dict[str, Callable[[], Tensor]] = {
     "sum as bytes": lambda: BYTES.sum(dtype=torch.int8),
     "sum along, as int32": lambda: WHOLE.sum(1, dtype=torch.int32),
     "sum as a truth": lambda: TRUTHS.sum(dtype=torch.bool),
-    "a fraction of float32 for float64": lambda: torch.add(ONE, torch.tensor([3]), alpha=0.1),
+    "a fraction of float32 for float64": lambda: torch.add(
+        ONE * -3e7, torch.tensor([3]), alpha=1e7 + 0.1
+    ),
     "index_add of truths": lambda: TRUTHS.index_add(0, torch.tensor([0]), TRUTHS[:1]),
     "sum as integers": lambda: torch.tensor([1.5, 1.5]).sum(dtype=torch.int64),
     "sum of truths": lambda: (WHOLE > 1).sum(dtype=torch.float32),
@@ -211,7 +213,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "lerp of two types": lambda: torch.lerp(X, Y.double(), 0.5),
     "mse_loss of integers": lambda: F.mse_loss(WHOLE, WHOLE, reduction="sum"),
     "an alpha beyond the type": lambda: torch.add(BYTES, BYTES, alpha=300),
-    "fill_ by several": lambda: X.clone().fill_(torch.ones(3)),
+    "fill_ by several": lambda: X.clone().fill_(torch.ones(5)),
     "scatter to another place": lambda: ZERO.scatter(0, torch.tensor(5), ZERO),
     "index_add of too many": lambda: X.index_add(0, torch.tensor([0]), Y),
     "index_add of too wide": lambda: X.index_add(0, LABELS, torch.ones(7, 6)),
