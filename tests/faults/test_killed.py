@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from lab import files, integrity
@@ -184,6 +185,17 @@ def stage_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     raise AssertionError("no training was started")
 
 
+def taken(lock: Path) -> bool:
+    """Whether a process holds the lock, whose file is there a moment before."""
+    if not lock.exists():
+        return False
+    try:
+        FileLock(lock).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
+
+
 def waiting(small: Clone, second: subprocess.Popen[bytes]) -> bool:
     """Whether the training of this DVC is there and waits: it has written nothing for a while."""
     stage_of(second)
@@ -207,8 +219,7 @@ def test_a_stage_that_outlives_its_dvc_is_waited_for(
     expected = outputs(clone)
     first = start(clone, "dvc", "repro", "--force", "--single-item", f"train@{MODEL}")
     stage = stage_of(first)
-    lock = clone.folder / f".dvc/tmp/stages/train_{MODEL}.lock"
-    while protected and not lock.exists():
+    while protected and not taken(clone.folder / f".dvc/tmp/stages/train_{MODEL}.lock"):
         time.sleep(0.05)
     stage.suspend()  # so that it can neither end itself nor go on
     first.kill()
@@ -221,6 +232,7 @@ def test_a_stage_that_outlives_its_dvc_is_waited_for(
         assert waiting(clone, second)
         stage.resume()
         assert second.wait(100) == 0
+        psutil.wait_procs([stage], timeout=10)  # its new parent may be slow to notice its end
         assert not stage.is_running()
         assert outputs(clone) == expected
     finally:
