@@ -14,8 +14,8 @@ NotExactError. So no operation can slip in that nobody has looked at.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -243,36 +243,28 @@ def _apart(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
     written = outs or (args[0] if isinstance(args[0], (list, tuple)) else args[:1])
     if any(_is_folded(x) for x in written if not x.is_contiguous()):
         raise NotExactError(f"{func} writes to a view of which several places are one in memory")
-    if len(written) > 1 and _overlap(written):
+    memory = sorted(map(_extent, written))
+    if any(after[0] < before[1] for before, after in pairwise(memory)):
         raise NotExactError(f"{func} writes to tensors of which some share their memory")
-    memory = [_memory(x) for x in written]
 
     def apart(y: Any) -> Any:
         if isinstance(y, (list, tuple)):
             return [apart(each) for each in y]
         if not isinstance(y, Tensor):
             return y
-        start, end = _memory(y)
+        start, end = _extent(y)
         return y.clone() if any(start < other[1] and other[0] < end for other in memory) else y
 
     return *kept, *map(apart, read)
 
 
-def _memory(x: Tensor) -> tuple[int, int]:
-    """Where the memory begins and ends that x is a view of: two tensors may have it in common."""
-    storage = x.untyped_storage()
-    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
-
-
-def _overlap(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors may have numbers in common, by where their first and last ones are."""
-    ends = 0
-    for start, x in sorted(((x.data_ptr(), x) for x in tensors if x.numel()), key=itemgetter(0)):
-        if start < ends:
-            return True
+def _extent(x: Tensor) -> tuple[int, int]:
+    """The addresses where the first number of x begins and the last one ends."""
+    start = x.data_ptr()
+    steps = x.numel() - 1
+    if not x.is_contiguous():
         steps = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-        ends = start + (steps + 1) * x.element_size()
-    return False
+    return start, start + (steps + 1) * x.element_size()
 
 
 def _is_folded(x: Tensor) -> bool:

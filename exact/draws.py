@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exact import random
 from exact.errors import NotExactError
-from exact.grid import require_fractions
+from exact.grid import holds, require_fractions
 
 __all__ = ["FORMS", "UNSEEDED", "seeded"]
 
@@ -71,7 +71,7 @@ def _randn(size: list[int], *, generator: _Generator = None, **options: Any) -> 
 
 def _randperm(n: int, *, generator: _Generator = None, **options: Any) -> Tensor:
     dtype = options.get("dtype") or torch.int64
-    if n < 0 or n - 1 not in (torch.tensor(n - 1).to(dtype).item(), -1):
+    if n < 0 or (n and not holds(dtype, n - 1)):
         raise RuntimeError(f"expected a number of integers of {dtype}, not {n}")
     return random.permutation(n, *_key(generator)).to(options.get("device"), dtype)
 
@@ -80,8 +80,7 @@ def _randint(
     low: int, high: int, size: list[int], *, generator: _Generator = None, **options: Any
 ) -> Tensor:
     x = torch.empty(size, **options | {"dtype": options.get("dtype") or torch.int64})
-    ends = [low, high - 1]
-    if low >= high or torch.tensor(ends).to(x.dtype).tolist() != ends:
+    if low >= high or not holds(x.dtype, low, high - 1):
         raise RuntimeError(f"expected integers from {low} to below {high}, all of {x.dtype}")
     return x.copy_(random.integers(tuple(x.shape), *_key(generator)) % (high - low) + low)
 

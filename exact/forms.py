@@ -34,7 +34,7 @@ def _scaled(a: Tensor, b: Any, alpha: float) -> Any:
     if alpha == 1:
         return b
     dtype = torch.result_type(a, b)
-    if not dtype.is_floating_point and torch.tensor(alpha).to(dtype).item() != alpha:
+    if not dtype.is_floating_point and not grid.holds(dtype, alpha):
         raise TypeError(f"expected an alpha of {dtype}, not {alpha}")
     return (b.to(dtype) if isinstance(b, Tensor) else b) * alpha
 
@@ -168,8 +168,7 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
     """
     if beta != 1 or alpha != 1:
         raise NotExactError("addmm with factors has no exact form: multiply apart")
-    if bias.dtype != a.dtype:
-        raise TypeError(f"expected numbers of the same type, not {a.dtype} and {bias.dtype}")
+    grid.require_same_type(a, bias)
     return _matmul(a, b).add_(bias)
 
 
@@ -254,8 +253,9 @@ def _nll_loss_backward(
 
 
 def _mse_loss(x: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
-    grid.require_fractions(x - target)
-    squares = (x - target) * (x - target)
+    difference = x - target
+    grid.require_fractions(difference)
+    squares = difference * difference
     if reduction == _NONE:
         return squares
     return _mean(squares) if reduction == _MEAN else _sum(squares)
@@ -286,8 +286,7 @@ def _addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
 
 def _lerp(x: Tensor, end: Tensor, weight: float) -> Tensor:
     grid.require_fractions(x)
-    if end.dtype != x.dtype:
-        raise TypeError(f"expected numbers of the same type, not {x.dtype} and {end.dtype}")
+    grid.require_same_type(x, end)
     # From the nearer end, so that weights 0 and 1 give the ends themselves.
     return x + (end - x) * weight if weight < 0.5 else end - (end - x) * (1 - weight)
 

@@ -22,10 +22,12 @@ from exact.functions import ldexp
 
 __all__ = [
     "from_bytes",
+    "holds",
     "matmul",
     "mean",
     "product_bits",
     "require_fractions",
+    "require_same_type",
     "scale",
     "snap",
     "sum_bits",
@@ -50,7 +52,7 @@ def scale(x: Tensor, dims: list[int]) -> Tensor:
     """
     if x.numel() == 0:
         shape = [1 if i in [d % x.dim() for d in dims] else n for i, n in enumerate(x.shape)]
-        return torch.full(shape, 2.0**-1022, dtype=torch.float64, device=x.device)
+        return _size(x.new_zeros(shape))
     return _size(x.abs().amax(dims, keepdim=True))
 
 
@@ -268,6 +270,17 @@ def require_fractions(x: Tensor) -> None:
     """Raise TypeError for integers, as PyTorch does; else results would be cut to integers."""
     if not x.is_floating_point():
         raise TypeError(f"expected numbers of a floating-point type, not {x.dtype}")
+
+
+def require_same_type(a: Tensor, b: Tensor) -> None:
+    """Raise TypeError for two types, as PyTorch does where it does not choose one of them."""
+    if a.dtype != b.dtype:
+        raise TypeError(f"expected numbers of the same type, not {a.dtype} and {b.dtype}")
+
+
+def holds(dtype: torch.dtype, *numbers: float) -> bool:
+    """Whether the numbers are integers of this type."""
+    return torch.tensor(numbers).to(dtype).tolist() == list(numbers)
 
 
 def sum_bits(n: int) -> int:

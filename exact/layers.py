@@ -129,8 +129,7 @@ def _put(x: Tensor, places: Tensor, source: Tensor) -> Tensor:
 
 
 def _require_match(x: Tensor, places: Tensor, source: Tensor) -> None:
-    if x.dtype != source.dtype:
-        raise TypeError(f"expected numbers of the same type, not {x.dtype} and {source.dtype}")
+    grid.require_same_type(x, source)
     if places.shape != source.shape:
         raise RuntimeError(f"expected numbers of {places.shape}, not {source.shape}")
 
