@@ -1,6 +1,7 @@
 """The pipeline's verbs, one script per DVC stage, run as `python -m stages.train mlp`.
 
-This file runs before any of them, so it is where a wrong Python is met.
+This file runs before any of them, and before every program of `tools`, `benchmarks` and `tests`.
+So it is where a wrong Python is met, and where PyTorch's threads are told how to wait.
 """
 
 import argparse
@@ -15,6 +16,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lab.params import ModelName
+
+# Read when torch is loaded. By default a thread that waits for another spins. On a busy machine it
+# so takes the time that the other one needs, and a training step lasts a hundred times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if missing := [
     name for name in ("torch", "pydantic", "ruamel") if not importlib.util.find_spec(name)

@@ -2,3 +2,5 @@
 
 Nothing of the pipeline depends on these.
 """
+
+import stages  # noqa: F401 -- sets up the process before torch is loaded
