@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro mend test lint compare replay report ui audit bench verify-exact lock
+.PHONY: help setup repro mend test test-all lint compare replay report ui audit bench verify-exact lock
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -31,13 +31,20 @@ environment:
 	@$(SOURCES) > $(STAMP)
 
 repro: setup  ## run the pipeline: data, training, evaluation, MLflow runs
-	@python -m tools.mend && dvc repro
+	@python -m tools.repro
 
 mend: setup  ## remove outputs and cached objects that a disk or a kill has damaged
 	@python -m tools.mend --damaged
 
-test: setup  ## run every test
-	@pytest
+TESTS ?= tests
+test: setup  ## test everything on real parts, in minutes; TESTS=… names a part
+	@pytest $(PARALLEL) $(TESTS)
+
+test-all: setup  ## the same in every form, in about an hour; writes docs/reliability.md
+	@pytest $(PARALLEL) --all $(TESTS)
+
+# The tests of a file share what they have set up, so they stay on one core.
+PARALLEL := --numprocesses=auto --dist=loadscope --no-loadscope-reorder
 
 lint: setup  ## check style and types
 	@ruff check
@@ -57,10 +64,7 @@ report: setup  ## say in Markdown what the results differ in from main (or BASE=
 
 PORT ?= 5000
 ui: setup  ## look at the runs in MLflow, at http://127.0.0.1:5000 (or PORT=…)
-	@case "$$MLFLOW_TRACKING_URI" in http*) \
-	  echo "the runs are on a server: $$MLFLOW_TRACKING_URI"; exit ;; esac; \
-	MLFLOW_DISABLE_TELEMETRY=true exec mlflow ui --host 127.0.0.1 --port $(PORT) \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@python -m tools.ui --port $(PORT)
 
 audit: setup  ## look up known vulnerabilities of the locked packages
 	@pip-audit --requirement requirements.txt --require-hashes --disable-pip --strict --progress-spinner off

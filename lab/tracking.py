@@ -50,6 +50,7 @@ from lab.files import InputError, one_line, root_cause
 SQLITE = "sqlite:///"
 SOURCE = "stages/record.py"
 MARK = "recording"  # the tag by which a run that was left half-written is found again
+VIEW = "results"  # the key of the saved view, as links to it name it
 SERVING = ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch")
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # not each table that it creates
 # Nor, in several lines, an error that it raises as well.
@@ -180,7 +181,7 @@ def experiment_tags(name: str) -> dict[str, str]:
     state = json.dumps({"selectedColumns": columns} | order)
     view = {"name": "Results", "createdAt": _now(), "state": state}
     return {
-        "mlflow.sharedViewState.results": json.dumps(view),
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
         MLFLOW_RUN_NOTE: f"The runs of {name}, as the pipeline records them."
         " *Views*, *Results* shows parameters and results as columns, best validation first.",
     }

@@ -10,6 +10,7 @@ removes what is not what its name or dvc.lock says: `make repro` makes it again.
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mend what a kill or a lost byte left behind.")
     parser.add_argument("--damaged", action="store_true", help="also remove damaged outputs")
     damaged = parser.parse_args().damaged
-    params.load()
-    mend_rwlock()
-    mend_lock()
+    repair()
     if damaged:
         refuse_beside_dvc("look for damage")
         found = [*left_behind(), *damaged_objects(), *damaged_outputs()]
@@ -41,6 +40,13 @@ def main() -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             print(f"removed {path}, which was damaged or never complete")
         print("`make repro` makes again what is missing" if found else "nothing is damaged")
+
+
+def repair() -> None:
+    """Repair DVC's own files, unless the parameters are wrong. Raises InputError if they are."""
+    params.load()
+    mend_rwlock()
+    mend_lock()
 
 
 def mend_rwlock() -> None:
@@ -82,18 +88,19 @@ def is_lock(text: str) -> bool:
 
 
 def refuse_beside_dvc(what: str) -> None:
-    """Raise InputError where a DVC process of this repository lives."""
+    """Raise InputError where another process of DVC is running in this repository."""
     root = Path.cwd()
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
         words = process.info["cmdline"] or []
         cwd = process.info["cwd"]
-        if cwd and Path(cwd).is_relative_to(root) and is_dvc(words):
+        here = cwd and Path(cwd).is_relative_to(root)
+        if here and is_dvc(words) and process.pid != os.getpid():
             raise InputError(f"cannot {what}: DVC is at work here as process {process.pid}")
 
 
 def is_dvc(words: list[str]) -> bool:
-    """Whether this is the command line of DVC or of one of its queue's workers."""
-    return any(Path(word).name == "dvc" for word in words[:4])
+    """Whether this is the command line of DVC, of a worker of its queue, or of `make repro`."""
+    return any(Path(word).name in ("dvc", "tools.repro") for word in words[:4])
 
 
 def left_behind() -> Iterator[Path]:

@@ -1,0 +1,95 @@
+"""Run the pipeline by `dvc repro`, and say what it does and what came out.
+
+    make repro      # or: python -m tools.repro
+
+Repairs first what a killed DVC left behind. Numbers the stages, and prints each model's result at
+the end. Exits as `dvc repro` does.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from lab import files, notes
+from lab.params import MODELS, ModelName
+from stages import command, no_arguments
+from tools import mend
+
+RESULT = {"test_accuracy": "accuracy {:.4f}", "test_r2": "R² {:.6f}", "test_loss": "loss {:.5f}"}
+NEXT = """
+Try next:
+  make ui                                          # look at the runs
+  make compare                                     # all experiments in one table
+  . .venv/bin/activate; dvc exp run -S lr=0.1      # another learning rate
+"""
+
+
+def main() -> None:
+    """Repair, run all stages, print the results."""
+    no_arguments("Run the pipeline.")
+    mend.repair()
+    from dvc.cli import main as dvc
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        progress = Progress(len(repo.index.stages))
+    for name in Progress.LOGGERS:
+        logging.getLogger(name).addFilter(progress)
+    if status := dvc(["repro"]):
+        sys.exit(status)
+    progress.end_stage()
+    print()
+    for model in MODELS:
+        if Path("results", model, "metrics.json").exists():  # dvc.yaml may list fewer models
+            print(result(model, progress.seconds))
+    print(NEXT, end="")
+
+
+class Progress(logging.Filter):
+    """Numbers what DVC logs of its stages, and takes the time of those that run."""
+
+    LOGGERS = ("dvc.stage", "dvc.stage.cache", "dvc.stage.run")
+    RUNNING = "Running stage '%s':"
+    MESSAGES = (
+        RUNNING,
+        "Stage '%s' didn't change, skipping",
+        "Stage '%s' is cached - skipping run, checking out outputs",
+    )
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self.total, self.number = total, 0
+        self.seconds: dict[str, float] = {}  # by stage
+        self.running: tuple[str, float] | None = None  # the stage, and when it began
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Put the stage's number before the message."""
+        if record.msg in self.MESSAGES:
+            self.end_stage()
+            self.number += 1
+            if record.msg == self.RUNNING and isinstance(record.args, tuple):
+                self.running = str(record.args[0]), time.monotonic()
+            record.msg = f"[{self.number}/{self.total}] {record.msg}"
+        return True
+
+    def end_stage(self) -> None:
+        """Note how long the stage took that was running."""
+        if self.running:
+            stage, began = self.running
+            self.seconds[stage] = time.monotonic() - began
+            self.running = None
+
+
+def result(model: ModelName, seconds: dict[str, float]) -> str:
+    """A line with the model's results on the test set, and how long its stages took."""
+    metrics = files.read_json(Path("results", model, "metrics.json"))
+    known = {key: value for key, value in metrics.items() if value is not None}
+    figures = [text.format(known[key]) for key, text in RESULT.items() if key in known]
+    took = [time for stage, time in seconds.items() if stage.endswith(f"@{model}")]
+    figures.append(f"{sum(took):.0f} s" if took else "unchanged")
+    return f"{notes.TITLES[model]:24}{', '.join(figures)}"
+
+
+if __name__ == "__main__":
+    command(main)
