@@ -1,12 +1,11 @@
-"""Retrain everything as other machines would compute, and compare every output's hash.
+"""Make everything as other machines would compute it, and compare every output's hash.
 
-    make verify-exact                                # all of it, against the committed dvc.lock
-    python -m benchmarks.surroundings --short        # one epoch each, against the first run
+    make verify-exact                                # all of it, with the committed dvc.lock
+    python -m benchmarks.surroundings --short        # one epoch of training, with the first run
 
-Environment variables make one CPU pass for several: fewer vector instructions, other
-numbers of threads, other code paths of the libraries. Native arithmetic runs beside
-it until it has differed: that is the control, without which nothing was put to the test. Exits
-with 1 where exact arithmetic differs or native does not.
+Environment variables make one CPU pass for several: fewer vector instructions, other numbers of
+threads, other code paths of the libraries. Native arithmetic is the control: it runs too until it
+has differed. Exits with 1 if exact arithmetic differs or native does not.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from benchmarks.clones import ROOT, clone
-from lab import repository
+from lab import integrity, repository
 
 SURROUNDINGS = {
     "as this machine is": {},
@@ -36,10 +35,25 @@ SURROUNDINGS = {
 }
 
 
-def lock(arithmetic: str, short: bool, surroundings: dict[str, str]) -> bytes:
-    """The dvc.lock that a fresh clone comes to, its trainings and evaluations run anew."""
+Outputs = list[tuple[str, str]]  # path and md5
+
+
+def committed() -> Outputs:
+    """What dvc.lock says of all outputs but the receipts of MLflow runs."""
+    stages = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]
+    return [
+        (output["path"], output["md5"])
+        for name, stage in sorted(stages.items())
+        if not name.startswith("record@")
+        for output in stage["outs"]
+    ]
+
+
+def made(arithmetic: str, short: bool, surroundings: dict[str, str]) -> Outputs:
+    """The same of what a fresh clone makes."""
     with tempfile.TemporaryDirectory() as folder:
         clone(Path(folder))
+        Path(folder, "dvc.lock").unlink()  # or a stage would refuse results other than these
         params = Path(folder, "params.yaml")
         text = params.read_text(encoding="utf-8")
         text = re.sub(r"^arithmetic: \w+", f"arithmetic: {arithmetic}", text, flags=re.MULTILINE)
@@ -47,47 +61,38 @@ def lock(arithmetic: str, short: bool, surroundings: dict[str, str]) -> bytes:
             text = re.sub(r"^  epochs: \d+", "  epochs: 1", text, flags=re.MULTILINE)
         params.write_text(text, encoding="utf-8")
         subprocess.run(
-            ["dvc", "repro", "--quiet"], cwd=folder, check=True, stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "benchmarks.plain"], cwd=folder, check=True,
             env=repository.environment() | surroundings,
         )  # fmt: skip
-        return Path(folder, "dvc.lock").read_bytes()
+        return [(path, integrity.md5(Path(folder, path))) for path, _ in committed()]
 
 
-def results(lock: bytes) -> str:
-    """The first digits of a sha256 of what a dvc.lock says of all outputs but the records."""
-    stages = YAML(typ="safe").load(lock)["stages"]
-    outputs = [
-        (output["path"], output["md5"])
-        for name, stage in sorted(stages.items())
-        if not name.startswith("record@")
-        for output in stage["outs"]
-    ]
+def digits(outputs: Outputs) -> str:
+    """The first digits of a sha256 of them all."""
     return hashlib.sha256(repr(outputs).encode()).hexdigest()[:10]
 
 
 def main() -> None:
     """Print a row for each of the surroundings, with the digits of its results."""
-    parser = argparse.ArgumentParser(description="Compare dvc.lock in changed surroundings.")
+    parser = argparse.ArgumentParser(description="Compare all outputs in changed surroundings.")
     parser.add_argument("--short", action="store_true", help="train for one epoch")
     short = parser.parse_args().short
     print(f"{'surroundings':22} {'exact':12} native")
-    digests: dict[str, list[str]] = {"exact": [], "native": []}
-    locks: dict[str, list[bytes]] = {"exact": [], "native": []}
-    for name in SURROUNDINGS:
+    found: dict[str, list[Outputs]] = {"exact": [], "native": []}
+    for name, surroundings in SURROUNDINGS.items():
         print(f"{name:22}", end="", flush=True)
-        for arithmetic, column in digests.items():
-            if arithmetic == "native" and len(set(column)) > 1:
-                continue  # the control has done its duty
-            locks[arithmetic].append(lock(arithmetic, short, SURROUNDINGS[name]))
-            column.append(results(locks[arithmetic][-1]))
-            print(f" {column[-1]:12}", end="", flush=True)
+        for arithmetic, column in found.items():
+            if arithmetic == "native" and any(outputs != column[0] for outputs in column):
+                continue  # the control has differed
+            column.append(made(arithmetic, short, surroundings))
+            print(f" {digits(column[-1]):12}", end="", flush=True)
         print()
-    # The whole file, byte for byte: of the first run in the short form, else what is committed.
-    expected = locks["exact"][0] if short else (ROOT / "dvc.lock").read_bytes()
-    same, control = set(locks["exact"]) == {expected}, len(set(digests["native"])) > 1
-    print(f"exact: {'the same dvc.lock everywhere' if same else 'DIFFERENT'}", end="")
-    print("" if short else f", committed is {results(expected)}")
-    print(f"native: {len(set(digests['native']))} different results, the control")
+    expected = found["exact"][0] if short else committed()
+    same = all(outputs == expected for outputs in found["exact"])
+    control = any(outputs != found["native"][0] for outputs in found["native"])
+    print(f"exact: {'the same bytes everywhere' if same else 'DIFFERENT'}", end="")
+    print("" if short else f", committed is {digits(expected)}")
+    print(f"native: {'differs, as a control must' if control else 'DOES NOT DIFFER'}")
     sys.exit(0 if same and control else 1)
 
 
