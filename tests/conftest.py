@@ -1,20 +1,35 @@
-"""What several tests need: the real images, and a clone to run the pipeline in."""
+"""What several tests need: the real images, and a clone in which the pipeline has run."""
 
+import contextlib
 import gzip
 import os
+import random
 import shutil
+import signal
+import sqlite3
 import subprocess
+import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import mlflow
 import pytest
+from filelock import FileLock
 
+import stages
 from benchmarks import clones
 from benchmarks.clones import ROOT
 from lab import download, repository
 from lab.files import InputError
 
-SMALL = {
+pytest_plugins = ["tests.reliability"]
+
+# Changes to tests/params.yaml that make trainings short.
+SHORT = {
     "  epochs: 5\n": "  epochs: 1\n",
     "  epochs: 15\n": "  epochs: 1\n",
     "  epochs: 20\n": "  epochs: 1\n",
@@ -24,54 +39,96 @@ SMALL = {
 }
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--full", action="store_true",
-        help="the faults of tests/faults in their long form; writes docs/reliability.md",
-    )  # fmt: skip
+# Where MLflow's tables say where artifacts are.
+ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Draw samples of parametrised tests, and put slow modules first.
+
+    Of a test marked `sample(n)`, n cases are drawn, the same ones each time; with --all, all are.
+    A worker that begins with the slow modules is not left alone with them at the end.
+    """
+    drawn = defaultdict(list)
+    for item in items:
+        if mark := item.get_closest_marker("sample"):
+            drawn[item.nodeid.partition("[")[0], mark.args[0]].append(item)
+    if not config.getoption("--all"):
+        left_out = {
+            item
+            for (name, number), cases in drawn.items()
+            for item in set(cases) - set(random.Random(name).sample(cases, number))
+        }
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
-def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_all(request: pytest.FixtureRequest) -> bool:
+    """Whether a test should try its fault in the long form."""
+    return bool(request.config.getoption("--all"))
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run that all worker processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def mirror(shared_folder: Path) -> Path:
     """A folder with the four real archives."""
     for place in (os.environ.get("FASHION_MNIST_MIRROR"), ROOT / "../shared/fashion-mnist"):
         if place and all(Path(place, name).exists() for name in download.CONTENTS):
             return Path(place).resolve()
-    try:
-        contents = download.fetch(list(download.CONTENTS), [])
-    except InputError as error:
-        pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("mirror")
-    for name, data in contents.items():
-        (folder / name).write_bytes(gzip.compress(data, 1))
+    folder = shared_folder / "mirror"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            try:
+                contents = download.fetch(list(download.CONTENTS), [])
+            except InputError as error:
+                pytest.skip(str(error))
+            folder.mkdir()
+            for name, data in contents.items():
+                (folder / name).write_bytes(gzip.compress(data, 1))
     return folder
 
 
+@pytest.fixture(scope="session")
+def empty_store(shared_folder: Path) -> Path:
+    """A database of MLflow without runs, to be copied, which is faster than to create one."""
+    path = shared_folder / "empty.db"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            making = path.with_suffix(".making")
+            making.unlink(missing_ok=True)
+            mlflow.MlflowClient(f"sqlite:///{making}").search_experiments()
+            making.rename(path)
+    return path
+
+
 class Clone:
-    """A clone of the working tree in which commands run as a user would run them."""
+    """A clone of the working tree, in which commands run as a user would run them."""
 
     def __init__(self, folder: Path, mirror: Path) -> None:
-        self.folder = folder
-        self.environment = repository.environment() | {
-            "FASHION_MNIST_MIRROR": str(mirror),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@example.org",
-            "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@example.org",
-        }  # fmt: skip
-        clones.clone(folder)
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT, capture_output=True, check=True, text=True,
-        )  # fmt: skip
-        for name in filter(None, listed.stdout.split("\0")):
-            (folder / name).unlink(missing_ok=True)
-            if (ROOT / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
-        self.commit("the working tree")
+        self.folder, self.mirror = folder, mirror
+        author = {
+            f"GIT_{role}_{key}": value
+            for role in ("AUTHOR", "COMMITTER")
+            for key, value in (("NAME", "A"), ("EMAIL", "a@example.org"))
+        }
+        self.environment = repository.environment() | author | {"FASHION_MNIST_MIRROR": str(mirror)}
 
     def try_(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command, whatever comes of it."""
+        """Run a command that may fail."""
         # Not through pipes: DVC's queue workers keep them open, and may outlive their queue.
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             done = subprocess.run(
@@ -102,17 +159,100 @@ class Clone:
             text = text.replace(old, new)
         path.write_text(text, encoding="utf-8")
 
+    def copy(self, folder: Path) -> "Clone":
+        """A copy, with DVC's cache and MLflow's store."""
+        ignore = shutil.ignore_patterns("tmp", "mlflow.db.lock")
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=ignore)
+        clone = Clone(folder, self.mirror)
+        # MLflow keeps absolute paths.
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as db:
+            for table, column in ARTIFACT_COLUMNS:
+                change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"  # noqa: S608
+                db.execute(change, (self.folder.as_uri(), folder.as_uri()))
+            db.commit()
+        return clone
 
-def short_trainings(folder: Path, mirror: Path) -> Clone:
-    """A clone with short trainings, nothing run yet."""
+    def forget_runs(self) -> None:
+        """Remove MLflow's store."""
+        for path in self.folder.glob("mlflow.db*"):
+            path.unlink()
+        shutil.rmtree(self.folder / "mlartifacts", ignore_errors=True)
+
+
+def clone_working_tree(clone: Clone) -> None:
+    """Clone this repository, with one commit more that holds the uncommitted changes."""
+    clones.clone(clone.folder)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        (clone.folder / name).unlink(missing_ok=True)
+        if (ROOT / name).exists():
+            (clone.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone.folder / name)
+    clone.commit("the working tree")
+
+
+@pytest.fixture(scope="session")
+def finished(shared_folder: Path, mirror: Path) -> Clone:
+    """A clone with short trainings in which the whole pipeline has run. Tests work in copies.
+
+    HEAD holds the results; HEAD~1 is what they were made from, and what the runs name as their
+    commit. `repro.log` beside the folder is what `dvc repro` printed.
+    """
+    folder, log = shared_folder / "finished", shared_folder / "repro.log"
     clone = Clone(folder, mirror)
-    shutil.copy(clone.folder / "tests/params.yaml", clone.folder / "params.yaml")
-    clone.edit(SMALL)
-    clone.commit("short trainings")
+    with FileLock(f"{folder}.lock"):
+        if not log.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            clone_working_tree(clone)
+            shutil.copy(folder / "tests/params.yaml", folder / "params.yaml")
+            clone.edit(SHORT)
+            clone.commit("short trainings")
+            printed = clone.run("dvc", "repro")
+            clone.commit("results")
+            log.write_text(printed)
     return clone
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, mirror: Path) -> Clone:
-    """A clone with short trainings, nothing run yet."""
-    return short_trainings(tmp_path_factory.mktemp("clone"), mirror)
+@pytest.fixture
+def clone(finished: Clone, tmp_path: Path) -> Clone:
+    """A copy of the finished pipeline for one test."""
+    return finished.copy(tmp_path / "clone")
+
+
+Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Program]:
+    """A function that does the work of `python -m stages.train mlp` in this process.
+
+    Called as in_process(train, "mlp"), it runs in the current folder, by the code of the working
+    tree. It saves the seconds that a process needs to load torch and MLflow.
+    """
+    sigterm = signal.getsignal(signal.SIGTERM)
+
+    def run(module: ModuleType, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [str(module.__file__), *arguments])
+        monkeypatch.delenv("DVC_STAGE", raising=False)
+        capsys.readouterr()
+        store = os.environ.get("MLFLOW_TRACKING_URI")
+        start = stages.run if module.__name__.startswith("stages.") else stages.command
+        code: Any = 0
+        try:
+            start(module.main)
+        except SystemExit as end:
+            code = end.code
+        finally:  # MLflow keeps the store in a variable, and in the environment
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+            os.environ |= {"MLFLOW_TRACKING_URI": store} if store else {}
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess([module.__name__, *arguments], code, out, err)
+
+    yield run
+    signal.signal(signal.SIGTERM, sigterm)

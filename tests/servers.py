@@ -1,14 +1,18 @@
-"""Real servers for the tests: MLflow's, over sqlite or PostgreSQL."""
+"""Real servers for the tests, and processes that record at the same time."""
 
 import contextlib
+import importlib
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,18 +20,26 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from lab import repository
+import stages
+from lab import files, repository
+from tests.conftest import Clone
+
+# The package of its clients has no initdb.
+POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+# Forks processes that need not load PyTorch and MLflow, which takes seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["stages.record", "stages.train", __name__])
 
 
 @contextlib.contextmanager
 def running(
     command: list[str], ready: Callable[[], bool], folder: Path, user: str | None = None
 ) -> Iterator[None]:
-    """A server that is ready, and gone afterwards with all the processes that it started."""
+    """A server that is ready. At the end, all processes that it started are ended."""
     log = folder / "server.log"
     environment = repository.environment() | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes more, for nothing here
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -42,10 +54,10 @@ def running(
             time.sleep(0.1)
         yield
     finally:
-        # PostgreSQL, asked by SIGTERM, would wait until its clients leave.
-        for wish in (signal.SIGINT, signal.SIGKILL):
+        # On SIGTERM, PostgreSQL would wait until its clients leave.
+        for number in (signal.SIGINT, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, wish)
+                os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
 
@@ -53,11 +65,9 @@ def running(
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
     """The address of a new, empty database, which is removed afterwards."""
-    # The clients alone, which are another package, have no initdb.
-    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
-    if not found:
+    if not POSTGRESQL:
         pytest.skip("PostgreSQL is not installed (on Debian: apt install postgresql)")
-    programs = max(found, key=lambda path: int(path.parent.name))
+    programs = POSTGRESQL[-1].parent
     user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     # Not one of pytest's folders: other users cannot enter those.
     with tempfile.TemporaryDirectory() as home:
@@ -89,24 +99,77 @@ def healthy(address: str) -> bool:
 @contextlib.contextmanager
 def mlflow_server(kind: str, folder: Path) -> Iterator[str]:
     """The address of an MLflow server without any runs."""
-    with contextlib.ExitStack() as stack:
-        store = (
-            f"sqlite:///{folder}/mlflow.db"
-            if kind == "sqlite"
-            else stack.enter_context(postgresql())
-        )
+    sqlite = contextlib.nullcontext(f"sqlite:///{folder}/mlflow.db")
+    with postgresql() if kind == "postgresql" else sqlite as store:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-                   "--workers", "2", "--backend-store-uri", store,
+                   "--workers", "1", "--backend-store-uri", store,
                    "--serve-artifacts", "--artifacts-destination", f"{folder}/served"]  # fmt: skip
         address = f"http://127.0.0.1:{port}"
-        stack.enter_context(running(command, lambda: healthy(address), folder))
-        yield address
+        with running(command, lambda: healthy(address), folder):
+            yield address
 
 
-def runs(address: str, model: str) -> list[Run]:
-    """The model's runs on the server, oldest first."""
-    client = MlflowClient(tracking_uri=address)
+def server_settings(address: str) -> dict[str, str]:
+    """The address as a user sets it, and more patience than the default for a busy machine."""
+    return {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1000"}
+
+
+def runs(store: str, model: str) -> list[Run]:
+    """The model's runs in a store, oldest first."""
+    client = MlflowClient(tracking_uri=store)
     experiment = client.get_experiment_by_name(model)
-    return list(client.search_runs([experiment.experiment_id], order_by=["start_time ASC"]))
+    ids = [experiment.experiment_id] if experiment else []
+    return list(client.search_runs(ids, order_by=["start_time ASC"])) if ids else []
+
+
+def require_every_metric(store: str, run: Run) -> None:
+    """The run's metrics, epoch by epoch, are those of the tables among its artifacts."""
+    client = MlflowClient(tracking_uri=store)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("history.csv", "metrics.json"):
+            client.download_artifacts(run.info.run_id, name, folder)
+        rows = files.read_csv(Path(folder, "history.csv"))
+        results = files.read_json(Path(folder, "metrics.json"))
+    assert len(rows) == int(run.data.params["epochs"])
+    for key in rows[0].keys() - {"epoch"}:
+        logged = client.get_metric_history(run.info.run_id, key)
+        expected = [(row["epoch"], row[key]) for row in rows]
+        assert sorted((metric.step, metric.value) for metric in logged) == expected
+    assert results.items() <= run.data.metrics.items()
+
+
+def copies(finished: Clone, parent: Path, number: int) -> list[Path]:
+    """Copies of what recording linear_regression needs. In one folder, recorders would queue."""
+    ignore = shutil.ignore_patterns(
+        "mlflow.db*", "mlartifacts", "tmp", "cache", "fashion_mnist", "softmax*", "mlp"
+    )
+    return [
+        Path(shutil.copytree(finished.folder, parent / f"{n}", symlinks=True, ignore=ignore))
+        for n in range(number)
+    ]
+
+
+class Stage:
+    """A stage in a process of its own: what `python -m stages.record mlp` does, but forked."""
+
+    def __init__(self, folder: Path, *command: str, **environment: str) -> None:
+        self.stderr = folder / f".dvc/tmp/stderr.{uuid.uuid4()}"
+        self.process = FORKS.Process(target=_run, args=(folder, self.stderr, command, environment))
+        self.process.start()
+
+    def end(self) -> tuple[int | None, str]:
+        """Wait for the exit code and what it printed as errors."""
+        self.process.join()
+        return self.process.exitcode, self.stderr.read_text()
+
+
+def _run(folder: Path, stderr: Path, command: tuple[str, ...], environment: dict[str, str]) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    stderr.parent.mkdir(parents=True, exist_ok=True)
+    with stderr.open("wb") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.argv = list(command)
+    stages.run(importlib.import_module(f"stages.{command[0]}").main)

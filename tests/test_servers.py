@@ -1,13 +1,8 @@
-"""The pipeline against real MLflow servers, one that keeps runs in sqlite, one in PostgreSQL.
-
-The pipeline trains once: for the second server only the receipts are removed.
-"""
+"""The pipeline against a real MLflow server, which keeps runs in PostgreSQL or in sqlite."""
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,78 +12,77 @@ from mlflow.entities import Run
 
 from lab import files
 from lab.params import CLASSES, MODELS
-from tests.conftest import Clone
-from tests.servers import mlflow_server, runs
+from tests import servers
+from tests.conftest import Clone, Program
+from tests.servers import Stage
+from tools import compare, replay
 
 pytestmark = pytest.mark.slow
-
-
-def settings(address: str) -> dict[str, str]:
-    """What a user sets, and more patience than the default for a machine with other work."""
-    return {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_TIMEOUT": "100"}
+LINEAR = "linear_regression"
 
 
 class Recorded(NamedTuple):
-    """A server that the pipeline has recorded its runs on."""
+    """A finished pipeline and the server that has its runs."""
 
-    kind: str
-    address: str
-    runs: dict[str, list[Run]]  # as they were then: the tests add others
+    clone: Clone
+    settings: dict[str, str]
+    runs: dict[str, Run]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Without --all, one server is enough: other tests use sqlite."""
+    kinds = ["postgresql", "sqlite"]
+    if not metafunc.config.getoption("--all"):
+        kinds = kinds[:1] if servers.POSTGRESQL else kinds[1:]
+    metafunc.parametrize("recorded", kinds, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def clone(clone: Clone) -> Clone:
-    """With more than one epoch where that takes no time."""
-    clone.edit({"  epochs: 1\n  batch_size: 10\n": "  epochs: 3\n  batch_size: 10\n"})
-    clone.commit("three epochs")
-    return clone
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def recorded(
-    request: pytest.FixtureRequest, clone: Clone, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, finished: Clone, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Recorded]:
-    for model in MODELS:
-        (clone.folder / "results" / model / "receipt.json").unlink(missing_ok=True)
-    with mlflow_server(request.param, tmp_path_factory.mktemp(request.param)) as address:
-        clone.run("dvc", "repro", **settings(address))
-        yield Recorded(request.param, address, {model: runs(address, model) for model in MODELS})
+    folder = tmp_path_factory.mktemp(request.param)
+    with servers.mlflow_server(request.param, folder) as address:
+        settings = servers.server_settings(address)
+        clone = finished.copy(folder / "clone")
+        clone.forget_runs()
+        # More than one epoch where that takes no time.
+        clone.edit({"  epochs: 1\n  batch_size: 10\n": "  epochs: 3\n  batch_size: 10\n"})
+        clone.commit("three epochs")
+        clone.run("dvc", "repro", f"record@{LINEAR}", **settings)
+        others = [Stage(clone.folder, "record", model, **settings) for model in MODELS[1:]]
+        assert [stage.end() for stage in others] == [(0, "")] * len(others)
+        runs = {model: servers.runs(address, model) for model in MODELS}
+        assert [len(of_model) for of_model in runs.values()] == [1] * len(MODELS)
+        yield Recorded(clone, settings, {model: run for model, (run,) in runs.items()})
 
 
-def test_repro_records_a_run_for_each_model_on_the_server(recorded: Recorded, clone: Clone) -> None:
-    client = MlflowClient(tracking_uri=recorded.address)
-    for model in MODELS:
-        (run,) = recorded.runs[model]
+@pytest.fixture
+def address(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server's address, for programs that run in this process as in the clone."""
+    monkeypatch.chdir(recorded.clone.folder)
+    for name, value in recorded.settings.items():
+        monkeypatch.setenv(name, value)
+    return recorded.settings["MLFLOW_TRACKING_URI"]
+
+
+def test_the_server_has_all_metrics_and_artifacts(
+    recorded: Recorded, address: str, tmp_path: Path
+) -> None:
+    client = MlflowClient(address)
+    for model, run in recorded.runs.items():
         assert run.info.status == "FINISHED"
-        history = files.read_csv(clone.folder / "results" / model / "history.csv")
-        assert len(history) == (3 if model == "linear_regression" else 1)
-        for name in history[0].keys() - {"epoch"}:
-            logged = client.get_metric_history(run.info.run_id, name)
-            assert sorted((metric.step, metric.value) for metric in logged) == [
-                (row["epoch"], row[name]) for row in history
-            ]
-        final = files.read_json(clone.folder / "results" / model / "metrics.json")
-        assert final.items() <= run.data.metrics.items()
-    # Nothing went past the server.
-    own = {"mlflow.db", "mlartifacts", "mlruns"}
-    assert not own & {path.name for path in clone.folder.iterdir()}
-
-
-def test_the_server_serves_the_artifacts(recorded: Recorded, clone: Clone, tmp_path: Path) -> None:
-    client = MlflowClient(tracking_uri=recorded.address)
-    for model in MODELS:
-        (run,) = recorded.runs[model]
         assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-        results = clone.folder / "results" / model
-        (tmp_path / model).mkdir()
-
-        def download(name: str, run_id: str = run.info.run_id, model: str = model) -> bytes:
-            return Path(client.download_artifacts(run_id, name, str(tmp_path / model))).read_bytes()
-
-        for path in (results / "history.csv", results / "metrics.json"):
-            assert download(path.name) == path.read_bytes()
-        assert download("params.yaml") == (clone.folder / "params.yaml").read_bytes()
-        assert download("curves.png").startswith(b"\x89PNG\r\n\x1a\n")
+        servers.require_every_metric(address, run)
+        results = Path("results", model)
+        for path in (results / "history.csv", results / "metrics.json", Path("params.yaml")):
+            found = client.download_artifacts(run.info.run_id, path.name, str(tmp_path))
+            assert Path(found).read_bytes() == path.read_bytes()
+        picture = client.download_artifacts(run.info.run_id, "curves.png", str(tmp_path))
+        assert Path(picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert recorded.runs[LINEAR].data.params["epochs"] == "3"
+    # There is no other store.
+    assert not {"mlflow.db", "mlartifacts", "mlruns"} & {path.name for path in Path().iterdir()}
 
 
 PREDICT = """
@@ -105,75 +99,62 @@ for uri, x in zip(models, [table[:, :-1].copy(), grey, grey], strict=True):
 """
 
 
-def test_the_server_serves_the_models_which_predict_as_evaluate_did(
-    recorded: Recorded, clone: Clone, tmp_path: Path
+def test_a_model_from_the_server_predicts_as_evaluate_did(
+    recorded: Recorded, tmp_path: Path
 ) -> None:
-    uris = [
-        f"models:/{run.outputs.model_outputs[0].model_id}"
-        for run in (recorded.runs[model][0] for model in MODELS)
-    ]
-    done = subprocess.run(
-        ["python", "-c", PREDICT, str(clone.folder / "data"), *uris],
-        cwd=tmp_path,  # where there is no lab but the one in the model
-        # MLflow leaves what it fetches in TMPDIR.
-        env=clone.environment | settings(recorded.address) | {"TMPDIR": str(tmp_path)},
-        check=False, capture_output=True, text=True,
+    ids = [run.outputs.model_outputs[0].model_id for run in recorded.runs.values()]
+    # In a folder without lab. MLflow leaves its downloads in TMPDIR.
+    user = Clone(tmp_path, recorded.clone.mirror)
+    printed = user.run(
+        "python", "-c", PREDICT, str(recorded.clone.folder / "data"),
+        *(f"models:/{id_}" for id_ in ids), **recorded.settings, TMPDIR=str(tmp_path),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for model, line in zip(MODELS, done.stdout.splitlines(), strict=True):
+    for model, line in zip(MODELS, printed.splitlines(), strict=True):
         outputs = json.loads(line)
-        rows = files.read_rows(clone.folder / "results" / model / "predictions.csv")[: len(outputs)]
-        if model == "linear_regression":
-            assert [y for (y,) in outputs] == [float(row["predicted"]) for row in rows]
+        table = recorded.clone.folder / "results" / model / "predictions.csv"
+        expected = [row["predicted"] for row in files.read_rows(table)[: len(outputs)]]
+        if model == LINEAR:
+            assert [y for (y,) in outputs] == [float(text) for text in expected]
         else:
-            found = [CLASSES[max(range(10), key=row.__getitem__)] for row in outputs]
-            assert found == [row["predicted"] for row in rows]
+            assert [CLASSES[max(range(10), key=row.__getitem__)] for row in outputs] == expected
 
 
-def test_an_equal_result_names_the_run_on_the_server_that_it_reproduces(
-    recorded: Recorded, clone: Clone
+def test_recorders_that_start_together_all_record_and_name_the_run_that_they_reproduce(
+    recorded: Recorded, finished: Clone, address: str, tmp_path: Path
 ) -> None:
-    (first,) = recorded.runs["linear_regression"]
+    client = MlflowClient(address)
+    experiment = recorded.runs[LINEAR].info.experiment_id
+    client.rename_experiment(experiment, "aside")  # they all find that it does not exist
+    folders = servers.copies(finished, tmp_path, 3)
+    recorders = [Stage(folder, "record", LINEAR, **recorded.settings) for folder in folders]
+    assert [recorder.end() for recorder in recorders] == [(0, "")] * 3
+    first, *others = servers.runs(address, LINEAR)
+    assert [run.info.status for run in (first, *others)] == ["FINISHED"] * 3
     assert "reproduces" not in first.data.tags
-    clone.run("python", "-m", "stages.record", "linear_regression", **settings(recorded.address))
-    *_, last = runs(recorded.address, "linear_regression")
-    assert last.info.run_id != first.info.run_id
-    assert last.data.tags["reproduces"] == first.info.run_id
+    assert Stage(folders[0], "record", LINEAR, **recorded.settings).end() == (0, "")
+    *_, last = servers.runs(address, LINEAR)
+    assert last.data.tags["reproduces"] in {run.info.run_id for run in (first, *others)}
+    client.rename_experiment(first.info.experiment_id, "of three")
+    client.rename_experiment(experiment, LINEAR)
 
 
-def test_processes_that_meet_at_a_fresh_server_are_all_recorded(
-    recorded: Recorded, clone: Clone, tmp_path: Path
-) -> None:
-    models = ["softmax_regression", "mlp", "mlp"]  # two of them want the same experiment
-    with (
-        mlflow_server(recorded.kind, tmp_path) as address,
-        ThreadPoolExecutor(len(models)) as pool,
-    ):
-
-        def record(model: str) -> str:
-            return clone.run("python", "-m", "stages.record", model, **settings(address))
-
-        list(pool.map(record, models))
-        found = {model: [run.info.status for run in runs(address, model)] for model in models}
-    assert found == {"softmax_regression": ["FINISHED"], "mlp": ["FINISHED"] * 2}
-
-
-def test_compare_prints_the_runs_of_the_server(recorded: Recorded, clone: Clone) -> None:
-    for form in ([], ["--csv"], ["--markdown"]):
-        table = clone.run("python", "-m", "tools.compare", *form, **settings(recorded.address))
-        for model in MODELS:
-            assert model in table
-            (run,) = recorded.runs[model]
+@pytest.mark.usefixtures("address")
+def test_compare_prints_the_runs_of_the_server(recorded: Recorded, in_process: Program) -> None:
+    for arguments in ([], ["--csv"], ["--markdown"]):
+        done = in_process(compare, *arguments)
+        assert done.returncode == 0, done.stderr
+        numbers = [float(number) for number in re.findall(r"\d\.\d+", done.stdout)]
+        for model, run in recorded.runs.items():
+            assert model in done.stdout
             if accuracy := run.data.metrics.get("test_accuracy"):
-                numbers = [float(number) for number in re.findall(r"\d\.\d+", table)]
                 assert min(abs(number - accuracy) for number in numbers) < 0.0005
 
 
 def test_replay_finds_a_run_of_the_server_identical_and_tags_it(
-    recorded: Recorded, clone: Clone
+    recorded: Recorded, address: str, in_process: Program
 ) -> None:
-    run_id = recorded.runs["linear_regression"][0].info.run_id
-    output = clone.run("python", "-m", "tools.replay", run_id[:8], **settings(recorded.address))
-    assert "identical" in output
-    tags = MlflowClient(tracking_uri=recorded.address).get_run(run_id).data.tags
+    run_id = recorded.runs[LINEAR].info.run_id
+    done = in_process(replay, run_id[:8])
+    assert done.returncode == 0 and "identical" in done.stdout, done.stderr
+    tags = MlflowClient(address).get_run(run_id).data.tags
     assert tags["replayed"].startswith("identical on")

@@ -1,4 +1,4 @@
-"""The plug is pulled anywhere in `dvc repro`; `make repro` comes to the same bytes."""
+"""`dvc repro` is killed at any moment; `make repro` then produces the same bytes."""
 
 import contextlib
 import os
@@ -8,276 +8,249 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
-from lab import files, integrity
-from tests.conftest import Clone
-from tests.faults.conftest import copy_of
+from lab import workspace
+from stages import train
+from tests.conftest import Clone, Program
+from tools import mend
 
 pytestmark = pytest.mark.slow
-PART = "1. Killed anywhere"
+fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "1. Killed anywhere")
 MODEL = "linear_regression"
-# What a user types, without building the environment, which is this process's.
+STAGES = ("generate_regression", "train", "evaluate", "record")
+RWLOCK, LOCK = Path(".dvc/tmp/rwlock"), Path("dvc.lock")
+HISTORY = Path(f"results/{MODEL}/history.csv")
+Start = Callable[..., psutil.Popen]
+DEADLINE = 300  # seconds for what takes a few
+# What a user types, without building the environment.
 REPRO = ("make", "repro", "SOURCES=true", "STAMP=/dev/null")
 
 
 @pytest.fixture(scope="module")
-def small(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """One model of the three, run undisturbed, its results committed."""
-    clone = copy_of(finished, tmp_path_factory.mktemp("small") / "copy")
+def one_model(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The finished pipeline with one of the three models, committed."""
+    clone = finished.copy(tmp_path_factory.mktemp("one_model") / "clone")
     path = clone.folder / "dvc.yaml"
     definition = YAML().load(path)
     for name in ("softmax_regression", "mlp"):
         del definition["vars"][0]["models"][name]
     del definition["stages"]["download_fashion_mnist"], definition["plots"]
     YAML().dump(definition, path)
-    for name in ("dvc.lock", "data/fashion_mnist"):
-        whole = clone.folder / name
-        shutil.rmtree(whole) if whole.is_dir() else whole.unlink()
-    afresh(clone)
-    clone.run(*REPRO)
+    for name in ("results/softmax_regression", "results/mlp", "data/fashion_mnist", ".dvc/cache"):
+        shutil.rmtree(clone.folder / name)
+    (clone.folder / LOCK).unlink()
+    clone.run("dvc", "commit", "--force", "--quiet")  # writes dvc.lock and the cache
     clone.commit("one model")
     return clone
 
 
-def afresh(clone: Clone) -> None:
-    """As a new clone of what is committed."""
-    for name in ("data/regression", ".dvc/cache", ".dvc/tmp", "mlartifacts"):
-        shutil.rmtree(clone.folder / name, ignore_errors=True)
-    for path in [*clone.folder.glob("mlflow.db*"), *clone.folder.glob("results/*/.*")]:
-        path.unlink()
-    clone.run("git", "clean", "--quiet", "-fdX", "results")
+@pytest.fixture
+def clone(one_model: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """A copy for one test, which is the current folder."""
+    copy = one_model.copy(tmp_path / "clone")
+    monkeypatch.chdir(copy.folder)
+    return copy
 
 
-def outputs(clone: Clone) -> dict[str, str]:
-    """The digest of dvc.lock and of all that the stages wrote."""
-    found = [*clone.folder.glob("data/regression/*"), *clone.folder.glob(f"results/{MODEL}/[!.]*")]
-    found.append(clone.folder / "dvc.lock")
-    return {path.relative_to(clone.folder).as_posix(): files.sha256(path) for path in found}
+def outputs() -> dict[Path, bytes]:
+    """dvc.lock and all that the stages wrote, without temporary files of killed stages."""
+    paths = [*Path("data/regression").iterdir(), *HISTORY.parent.glob("[!.]*")]
+    return {path: path.read_bytes() for path in (LOCK, *paths)}
 
 
-def statuses(clone: Clone) -> list[str]:
-    """Of all runs in the store."""
-    path = clone.folder / "mlflow.db"
-    if not path.exists():
-        return []
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return sorted(status for (status,) in db.execute("SELECT status FROM runs"))
+@pytest.fixture
+def start(clone: Clone) -> Iterator[Start]:
+    """A function that starts a command. What it prints goes to ../log."""
+    processes = []
+
+    def start(*command: str) -> psutil.Popen:
+        with Path("../log").open("wb") as log:
+            options: Any = {"start_new_session": True, "stdout": log, "stderr": log}
+            processes.append(psutil.Popen(command, env=clone.environment, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        kill(process)
 
 
-def start(clone: Clone, *command: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command, cwd=clone.folder, env=clone.environment, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill(process: psutil.Popen) -> None:
+    """Kill a command and all processes that it started."""
+    children = process.children(recursive=True) if process.is_running() else []
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def test_repro_killed_at_random_moments_is_made_good_by_make_repro(
-    small: Clone, full: bool, tried: Callable[..., None]
-) -> None:
-    expected = outputs(small)
-    afresh(small)
-    began = time.monotonic()
-    small.run("dvc", "repro", "--quiet")
-    duration = time.monotonic() - began
-    assert outputs(small) == expected  # undisturbed, the control
-    seed = random.Random(2026)
-    mended = 0
-    times = 100 if full else 4
-    for i in range(times):
-        if again := i % 3 == 2:  # all is there, and made anew
-            process = start(small, "dvc", "repro", "--force")
-        else:
-            afresh(small)
-            process = start(small, "dvc", "repro")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seed.uniform(0.2, duration))
-        kill_group(process)
-        done = small.try_(*REPRO)
-        assert done.returncode == 0, (i, done.stdout, done.stderr)
-        mended += "half-written" in done.stdout
-        assert outputs(small) == expected, i
-        assert not small.run("git", "status", "--porcelain"), i
-        assert "RUNNING" not in statuses(small)
-        if not again:
-            assert statuses(small).count("FINISHED") == 1
-    tried(
-        PART, "`dvc repro` and all its processes killed at a random moment",
-        "`make repro` came to the same dvc.lock and outputs, with each result recorded once;"
-        f" DVC's own files had to be mended first in {mended} of them", "the next rows", times,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("contents", [b"", b'{"write": {"/a/b": '])
-def test_a_half_written_rwlock_is_removed_by_make_repro_alone(
-    small: Clone, contents: bytes, tried: Callable[..., None]
-) -> None:
-    rwlock = small.folder / ".dvc/tmp/rwlock"
-    small.run("dvc", "repro")
-    rwlock.write_bytes(contents)
-    assert small.try_("dvc", "repro", "--force").returncode != 0  # the control: DVC is wedged
-    assert rwlock.read_bytes() == contents
-    assert "removed .dvc/tmp/rwlock" in small.run(*REPRO)
-    assert small.run("dvc", "status").strip() == "Data and pipelines are up to date."
-    tried(
-        PART, "DVC's rwlock left empty or cut short", "`make repro` removed it, said so and ran",
-        "`dvc repro` alone fails until it is removed",
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
-def test_a_half_written_dvc_lock_is_restored(
-    small: Clone, share: float, tried: Callable[..., None]
-) -> None:
-    small.run("dvc", "repro")
-    expected, path = outputs(small), small.folder / "dvc.lock"
-    contents = path.read_bytes()
-    path.write_bytes(contents[: int(share * len(contents))])
-    small.run(*REPRO)
-    assert outputs(small) == expected
-    tried(PART, "dvc.lock cut short", "`make repro` came to the committed one again")
-
-
-def test_while_dvc_lives_nothing_is_mended(small: Clone, tried: Callable[..., None]) -> None:
-    small.run("dvc", "repro")
-    process = start(small, "dvc", "repro", "--force")
-    stage_of(process)
-    rwlock = small.folder / ".dvc/tmp/rwlock"
-    before = rwlock.read_bytes()
-    try:
-        rwlock.write_bytes(b"")
-        done = small.try_("python", "-m", "tools.mend")
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: cannot remove .dvc/tmp/rwlock: DVC is at work here")
-        assert str(process.pid) in done.stderr and len(done.stderr.splitlines()) == 1
-        rwlock.write_bytes(before)
-        assert process.wait() == 0
-    finally:
-        kill_group(process)
-        rwlock.unlink(missing_ok=True)
-    tried(
-        PART, "DVC's rwlock empty while DVC is at work", "nothing is removed, the process is named",
-        "once that process has ended it is",
-    )  # fmt: skip
-
-
-def stage_of(process: subprocess.Popen[bytes]) -> psutil.Process:
-    """The training that this DVC started."""
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if "stages.train" in child.cmdline():
-                    return child
-        time.sleep(0.05)
-    raise AssertionError("no training was started")
-
-
-def taken(lock: Path) -> bool:
-    """Whether a process holds the lock, whose file is there a moment before."""
-    if not lock.exists():
-        return False
-    try:
-        FileLock(lock).acquire(timeout=0).lock.release()
-    except Timeout:
-        return True
-    return False
-
-
-def waiting(small: Clone, second: subprocess.Popen[bytes]) -> bool:
-    """Whether the training of this DVC is there and waits: it has written nothing for a while."""
-    stage_of(second)
-    time.sleep(10)
-    return second.poll() is None and not (small.folder / f"results/{MODEL}/history.csv").exists()
-
-
-@pytest.mark.parametrize("protected", [True, False])
-def test_a_stage_that_outlives_its_dvc_is_waited_for(
-    small: Clone, tmp_path: Path, protected: bool, tried: Callable[..., None]
-) -> None:
-    clone = copy_of(small, tmp_path / "copy")
-    path = clone.folder / "stages/__init__.py"
-    if not protected:  # the control
-        text = path.read_text(encoding="utf-8")
-        path.write_text(
-            text.replace(
-                "        with alone(", "        with __import__('contextlib').nullcontext("
-            )
-        )
-    expected = outputs(clone)
-    first = start(clone, "dvc", "repro", "--force", "--single-item", f"train@{MODEL}")
-    stage = stage_of(first)
-    while protected and not taken(clone.folder / f".dvc/tmp/stages/train_{MODEL}.lock"):
-        time.sleep(0.05)
-    stage.suspend()  # so that it can neither end itself nor go on
-    first.kill()
-    first.wait()
-    second = start(clone, "dvc", "repro", "--force", "--single-item", f"train@{MODEL}")
-    try:
-        if not protected:
-            assert second.wait(100) == 0  # it wrote, while the first was still to write
-            return
-        assert waiting(clone, second)
-        stage.resume()
-        assert second.wait(100) == 0
-        psutil.wait_procs([stage], timeout=10)  # its new parent may be slow to notice its end
-        assert not stage.is_running()
-        assert outputs(clone) == expected
-    finally:
-        kill_group(second)
-        kill_group(first)
-    tried(
-        PART, "`dvc` alone killed while its stage lives on", "the next start waits for the stage,"
-        " which ends itself within a second", "without the lock both write",
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("how", [("-S", "lr=0.01"), ("--temp", "-S", "lr=0.02")])
-def test_a_killed_experiment_leaves_nothing_in_the_way(
-    small: Clone, how: tuple[str, ...], tried: Callable[..., None]
-) -> None:
-    small.run(*REPRO)
-    expected, experiment = outputs(small), ("dvc", "exp", "run", *how)
-    process = start(small, *experiment)
-    stage_of(process)
-    processes = psutil.Process(process.pid).children(recursive=True)
-    kill_group(process)
-    for child in processes:  # DVC gives some a group of their own
+    for child in children:  # DVC gives some a group of their own
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    psutil.wait_procs(processes)
-    if "--temp" not in how:  # the control
-        small.run("git", "checkout", "--quiet", ".")
-        assert "lr: 0.01" in (small.folder / "params.yaml").read_text(encoding="utf-8")
-    small.run("git", "checkout", "--quiet", "HEAD", ".")
-    small.run(*REPRO)
-    assert outputs(small) == expected
-    assert not small.run("git", "status", "--porcelain")
-    small.run(*experiment)
-    small.run("git", "checkout", "--quiet", "HEAD", ".")
-    small.run(*REPRO)
-    assert outputs(small) == expected
-    tried(
-        PART, "`dvc exp run` killed while it trains, in the workspace and with --temp",
-        "`git checkout HEAD . && make repro` comes to the committed state, and the next experiment"
-        " runs", "`git checkout .` leaves the parameters that DVC has staged",
-    )  # fmt: skip
+    psutil.wait_procs([process, *children])
 
 
-def test_the_lock_agrees_with_the_outputs(small: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests above compare is what dvc.lock says."""
-    monkeypatch.chdir(small.folder)
-    for path, md5 in integrity.outputs().items():
-        assert integrity.md5(path) == md5
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait until the condition holds, and return its value."""
+    deadline = time.monotonic() + DEADLINE
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+def running(stage: str) -> Any:
+    """Wait for a stage to run in the current folder, or below it as a temporary experiment does."""
+
+    def is_it(cmdline: list[str] | None, cwd: str | None) -> bool:
+        return f"stages.{stage}" in (cmdline or ()) and Path(cwd or "/").is_relative_to(Path.cwd())
+
+    processes = partial(psutil.process_iter, ["cmdline", "cwd"])
+    return until(lambda: next((p for p in processes() if is_it(**p.info)), None))
+
+
+@fault(
+    "`dvc repro` and all its processes killed at a random moment",
+    "`make repro` produces the same dvc.lock and outputs, with each result recorded once",
+    "the next rows",
+)
+def test_make_repro_after_a_kill_produces_the_same_bytes(
+    clone: Clone, start: Start, run_all: bool, times: Callable[[int], None]
+) -> None:
+    expected = outputs()
+    draw = random.Random(3)
+    number = 40 if run_all else 2
+    for i in range(number):
+        stage, seconds, forced = draw.choice(STAGES), draw.uniform(0, 5), i % 2 == 1
+        if not forced:  # as in a new clone
+            clone.forget_runs()
+            clone.run("git", "clean", "--quiet", "-fdX", "data", "results", ".dvc")
+        process = start("dvc", "repro", *["--force"] * forced)
+        running(stage)
+        with contextlib.suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):
+            process.wait(seconds)
+        kill(process)
+        done = clone.try_(*REPRO)
+        assert done.returncode == 0, (stage, seconds, done.stdout, done.stderr)
+        assert outputs() == expected, (stage, seconds)
+        assert not clone.run("git", "status", "--porcelain"), (stage, seconds)
+        with contextlib.closing(sqlite3.connect("mlflow.db")) as db:
+            statuses = [status for (status,) in db.execute("SELECT status FROM runs")]
+        assert "RUNNING" not in statuses
+        assert forced or statuses.count("FINISHED") == 1
+    times(number)
+
+
+@fault(
+    "DVC's rwlock empty or cut short",
+    "`make repro` removes it, says so and runs",
+    "`dvc repro` fails",
+)
+def test_a_half_written_rwlock_is_removed(clone: Clone, times: Callable[[int], None]) -> None:
+    RWLOCK.parent.mkdir()
+    for contents in (b"", b'{"write": {"/a/b": '):
+        RWLOCK.write_bytes(contents)
+        assert clone.try_("dvc", "repro", "--force").returncode  # the control
+        assert RWLOCK.read_bytes() == contents
+        assert "removed .dvc/tmp/rwlock" in clone.run(*REPRO)
+        assert clone.run("dvc", "status").strip() == "Data and pipelines are up to date."
+    times(2)
+
+
+@fault(
+    "dvc.lock empty or cut short", "`make repro` restores it", "`dvc repro` fails if it is empty"
+)
+def test_a_half_written_dvc_lock_is_restored(clone: Clone, times: Callable[[int], None]) -> None:
+    expected, contents = outputs(), LOCK.read_bytes()
+    LOCK.write_bytes(b"")
+    assert clone.try_("dvc", "repro").returncode  # the control
+    for share in (0, 0.3, 0.7):
+        LOCK.write_bytes(contents[: int(share * len(contents))])
+        assert ("restored dvc.lock" in clone.run(*REPRO)) == (not share)  # cut short, it is valid
+        assert outputs() == expected
+    times(3)
+
+
+@fault(
+    "DVC's rwlock empty while DVC is running",
+    "nothing is removed, and the process is named",
+    "after that process has ended, it is removed",
+)
+def test_nothing_is_repaired_while_dvc_is_running(start: Start, in_process: Program) -> None:
+    process = start("dvc", "repro", "--force")
+    running(STAGES[0]).suspend()  # DVC waits for it
+    RWLOCK.write_bytes(b"")
+    done = in_process(mend)
+    assert done.returncode == 1 and RWLOCK.exists()
+    assert done.stderr.startswith("error: cannot remove .dvc/tmp/rwlock: DVC is at work here")
+    assert str(process.pid) in done.stderr and len(done.stderr.splitlines()) == 1
+    kill(process)
+    assert in_process(mend).stdout.startswith("removed .dvc/tmp/rwlock")  # the control
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the lock."""
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+@fault(
+    "`dvc` killed while its stage lives on",
+    "the next `dvc repro` waits for the stage, which ends itself",
+    "without the lock a second stage writes",
+)
+def test_a_stage_that_outlives_dvc_is_waited_for(
+    start: Start, in_process: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, lock = outputs(), Path(f".dvc/tmp/stages/train_{MODEL}.lock")
+    command = ("dvc", "repro", "--force", "--single-item", f"train@{MODEL}")
+    first = start(*command)
+    stage = running("train")
+    until(lambda: lock.exists() and is_held(lock))
+    stage.suspend()
+    first.kill()
+    first.wait()
+    with monkeypatch.context() as patch:  # the control
+        patch.setattr(workspace, "alone", lambda name: contextlib.nullcontext())
+        assert not HISTORY.exists()
+        assert in_process(train, MODEL).returncode == 0
+        assert HISTORY.exists()
+    second = start(*command)
+    until(lambda: "waiting for another" in Path("../log").read_text())
+    assert second.poll() is None and not HISTORY.exists()
+    stage.resume()
+    assert second.wait(DEADLINE) == 0
+    stage.wait(DEADLINE)
+    assert outputs() == expected
+
+
+@fault(
+    "`dvc exp run` killed while it trains, {where}",
+    "`git checkout HEAD . && make repro` restores the committed state; the next experiment runs",
+    "`git checkout .` leaves the parameters that DVC has staged",
+)
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("where", ["in the workspace", "with --temp"])
+def test_a_killed_experiment_leaves_nothing_in_the_way(
+    clone: Clone, start: Start, where: str
+) -> None:
+    expected, options = outputs(), ["--temp"] if "--temp" in where else []
+    experiment = ("dvc", "exp", "run", *options, "-S", "lr=0.01", f"train@{MODEL}")
+    process = start(*experiment)
+    running("train")
+    kill(process)
+    if not options:  # the control
+        clone.run("git", "checkout", "--quiet", ".")
+        assert "lr: 0.01" in Path("params.yaml").read_text()
+    clone.run("git", "checkout", "--quiet", "HEAD", ".")
+    clone.run(*REPRO)
+    assert outputs() == expected
+    assert not clone.run("git", "status", "--porcelain")
+    clone.run(*experiment)

@@ -1,232 +1,221 @@
-"""A killed training goes on where its checkpoint says, and ends at the same bytes."""
+"""A killed training continues from its checkpoint and produces the same bytes."""
 
-import json
+import itertools
+import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import safetensors.torch
+from ruamel.yaml import YAML
 
-from lab import checkpoints, files
-from tests.conftest import Clone
-from tests.faults.conftest import copy_of
+import stages
+from lab import checkpoints, params, training
+from stages import train
+
+if TYPE_CHECKING:  # the forkserver needs no MLflow
+    from tests.conftest import Clone, Program
 
 pytestmark = pytest.mark.slow
-PART = "2. Exact resume"
-CHECKPOINTS = ".dvc/tmp/checkpoints"
-OUTPUTS = [f"results/linear_regression/{name}" for name in ("model.safetensors", "history.csv")]
+fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "2. Exact resume")
+MODEL: params.ModelName = "linear_regression"
+OUTPUTS = [Path("results", MODEL, name) for name in ("model.safetensors", "history.csv")]
+CHECKPOINTS = Path(".dvc/tmp/checkpoints")
+Finish = Callable[[], tuple[bool, bool]]
+MID_EPOCH = (27, "after")  # an epoch has 20 steps
 
-# Trains with a checkpoint after each step, and is killed at the n-th: before it, while it is
-# written (half of the bytes are there), or after it.
-TRAIN = """
-import os, runpy, signal, sys
-from pathlib import Path
-import safetensors.torch
-from lab import checkpoints
 
-n, when = int(sys.argv[1]), sys.argv[2]
-saved, save, write = 0, checkpoints.Checkpoint.save, safetensors.torch.save_file
+def train_and_die(folder: Path, n: int, when: str, environment: dict[str, Any]) -> None:
+    """Train with a checkpoint at every step, and die before, during or after the n-th.
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    "During" means that half of the bytes are written. With n = 0, train undisturbed.
+    """
+    save, write, patch = (
+        checkpoints.Checkpoint.save,
+        safetensors.torch.save_file,
+        pytest.MonkeyPatch(),
+    )
+    number = itertools.count(1)
 
-def save_and_die(self, tensors, state):
-    global saved
-    saved += 1
-    if saved == n and when == "before":
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def save_and_die(checkpoint: checkpoints.Checkpoint, *state: Any) -> None:
+        last = next(number) == n
+        if last and when == "during":
+            patch.setattr(safetensors.torch, "save_file", write_half_and_die)
+        if not (last and when == "before"):
+            save(checkpoint, *state)
+        if last:
+            die()
+
+    def write_half_and_die(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
+        write(tensors, path, metadata)
+        os.truncate(path, path.stat().st_size // 2)
         die()
-    save(self, tensors, state)
-    if saved == n and when == "after":
-        die()
 
-def write_half_and_die(tensors, path, metadata=None):
-    write(tensors, path, metadata)
-    if saved == n and when == "during":
-        os.truncate(path, Path(path).stat().st_size // 2)
-        die()
+    if n:
+        patch.setattr(checkpoints, "INTERVAL", 0)
+        patch.setattr(checkpoints.Checkpoint, "save", save_and_die)
+    patch.setattr("sys.argv", ["train.py", MODEL])
+    os.environ.update(environment)
+    os.chdir(folder)
+    stages.run(train.main)
 
-checkpoints.INTERVAL = 0
-checkpoints.Checkpoint.save = save_and_die
-safetensors.torch.save_file = write_half_and_die
-sys.argv = ["stages/train.py", "linear_regression"]
-runpy.run_module("stages.train", run_name="__main__", alter_sys=True)
-"""
 
-# As if a checkpoint had all but the position: the training begins its examples again.
-FORGET = """
-import sys
-from pathlib import Path
-from lab import checkpoints
-
-(path,) = Path(sys.argv[1]).iterdir()
-found = checkpoints.Checkpoint(path)
-found.save(found.saved.tensors, found.saved.state | {"position": {}})
-"""
+def exit_code(folder: Path, n: int, when: str = "", **environment: Any) -> int | None:
+    """Run `train_and_die` in a new process, forked from one that has loaded torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", __name__])
+    process = context.Process(target=train_and_die, args=(folder, n, when, environment))
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
-def trained(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """Four epochs of a hundred steps, with momentum and a schedule."""
-    clone = copy_of(finished, tmp_path_factory.mktemp("trained") / "copy")
-    path = clone.folder / "params.yaml"
-    text = path.read_text(encoding="utf-8")
-    start, end = text.index("linear_regression:"), text.index("softmax_regression:")
-    section = "epochs: 4, batch_size: 10, momentum: 0.9, weight_decay: 0.001, lr_schedule: linear"
-    text = f"{text[:start]}linear_regression: {{{section}}}\n{text[end:]}"
-    path.write_text(text, encoding="utf-8")
-    clone.run("python", "-m", "stages.train", "linear_regression")
-    return clone
-
-
-def outputs(clone: Clone) -> list[bytes]:
-    return [(clone.folder / name).read_bytes() for name in OUTPUTS]
-
-
-def kill(clone: Clone, n: int, when: str) -> None:
-    done = clone.try_("python", "-c", TRAIN, str(n), when)
-    assert done.returncode == -9, done.stderr
-
-
-def go_on(clone: Clone) -> bool:
-    """Train to the end; whether it went on from a checkpoint."""
-    done = clone.try_("python", "-m", "stages.train", "linear_regression")
-    assert done.returncode == 0, done.stderr
-    return "going on from a checkpoint" in done.stderr
+def trained(finished: "Clone", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of an undisturbed training of four epochs, with momentum."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("exact", "lab", "stages", "data/regression"):
+        shutil.copytree(finished.folder / name, folder / name)
+    parameters = YAML().load(finished.folder / "params.yaml")
+    parameters[MODEL] |= {"epochs": 4, "batch_size": 50, "momentum": 0.9, "weight_decay": 0.001}
+    parameters[MODEL]["lr_schedule"] = "linear"
+    YAML().dump(parameters, folder / "params.yaml")
+    assert exit_code(folder, 0) == 0
+    return folder
 
 
 @pytest.fixture
-def killed(trained: Clone, tmp_path: Path) -> Callable[..., Clone]:
-    """A clone whose training was killed at each of these moments, one after the other."""
+def finish(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: "Program"
+) -> Finish:
+    """A function that trains to the end, in a copy of the folder without results.
 
-    def make(*moments: tuple[int, str]) -> Clone:
-        clone = copy_of(trained, tmp_path / "copy")
-        for name in OUTPUTS:
-            (clone.folder / name).unlink()
-        for n, when in moments:
-            kill(clone, n, when)
-            assert not any((clone.folder / name).exists() for name in OUTPUTS)
-        return clone
+    Returns whether it continued from a checkpoint, and whether the bytes are those of `trained`.
+    """
+    shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("results"))
+    monkeypatch.chdir(tmp_path / "copy")
 
-    return make
+    def finish() -> tuple[bool, bool]:
+        done = in_process(train, MODEL)
+        assert done.returncode == 0, done.stderr
+        same = all(path.read_bytes() == (trained / path).read_bytes() for path in OUTPUTS)
+        return "going on from a checkpoint" in done.stderr, same
+
+    return finish
 
 
+def kill(*moment: Any, **environment: Any) -> None:
+    """Train until the process is killed."""
+    assert exit_code(Path.cwd(), *moment, **environment) == -signal.SIGKILL
+    assert not any(path.exists() for path in OUTPUTS)
+
+
+@fault(
+    "training killed {where}",
+    "it continued, or without a complete checkpoint started again, and produced the same bytes",
+    "without the position in the checkpoint the bytes differ",
+)
 @pytest.mark.parametrize(
     ("where", "moments"),
     [
-        ("in the middle of an epoch", [(137, "after")]),
-        ("at the last step of an epoch", [(200, "after")]),
-        ("at the first step of an epoch", [(201, "after")]),
-        ("at the last step of all", [(400, "after")]),
+        ("before its first checkpoint was complete", [(1, "during")]),
+        ("in the middle of an epoch", [MID_EPOCH]),
+        ("at the last step of an epoch", [(40, "after")]),
+        ("at the first step of an epoch", [(41, "after")]),
+        ("at the last step of all", [(80, "after")]),
         ("while the second checkpoint was written", [(2, "during")]),
-        ("just before a checkpoint", [(250, "before")]),
-        ("five times", [(50, "after"), (50, "during"), (99, "after"), (1, "during"), (9, "after")]),
+        ("just before a checkpoint", [(50, "before")]),
+        ("five times", [(10, "after"), (10, "during"), (19, "after"), (1, "during"), (9, "after")]),
     ],
-)  # fmt: skip
-def test_a_killed_training_ends_at_the_same_bytes(
-    trained: Clone, killed: Callable[..., Clone], where: str, moments: list[tuple[int, str]],
-    tried: Callable[..., None],
-) -> None:  # fmt: skip
-    clone = killed(*moments)
-    assert go_on(clone)
-    assert outputs(clone) == outputs(trained)
-    # Its own checkpoint is gone; a half-written one stays until it is old.
-    assert not list((clone.folder / CHECKPOINTS).glob("*.safetensors"))
-    tried(
-        PART, f"training killed {where}", "it went on and ended at the same bytes",
-        "without the position in the checkpoint the bytes differ",
-    )  # fmt: skip
-
-
-def test_a_training_killed_before_its_first_checkpoint_begins_anew(
-    trained: Clone, killed: Callable[..., Clone], tried: Callable[..., None]
+)
+def test_a_killed_training_produces_the_same_bytes(
+    finish: Finish, where: str, moments: list[tuple[int, str]]
 ) -> None:
-    clone = killed((1, "during"))
-    assert not go_on(clone)
-    assert outputs(clone) == outputs(trained)
-    tried(
-        PART, "training killed before its first checkpoint was whole", "it began anew: same bytes"
-    )
+    for moment in moments:
+        kill(*moment)
+    assert finish() == (moments != [(1, "during")], True)
+    # Its own checkpoint is removed. A half-written one stays until it is a week old.
+    assert not list(CHECKPOINTS.glob("*.safetensors"))
 
 
-def test_without_the_position_the_bytes_differ(
-    trained: Clone, killed: Callable[..., Clone]
-) -> None:
-    clone = killed((137, "after"))
-    clone.run("python", "-c", FORGET, CHECKPOINTS)
-    assert go_on(clone)
-    assert outputs(clone) != outputs(trained)
+def test_without_the_position_the_bytes_differ(finish: Finish) -> None:
+    kill(*MID_EPOCH)
+    (path,) = CHECKPOINTS.iterdir()
+    checkpoint = checkpoints.Checkpoint(path)
+    assert checkpoint.saved
+    checkpoint.save(checkpoint.saved.tensors, checkpoint.saved.state | {"position": {}})
+    assert finish() == (True, False)
 
 
-@pytest.mark.parametrize("changed", ["code", "parameters", "data"])
-def test_a_checkpoint_of_another_training_is_not_used(
-    killed: Callable[..., Clone], changed: str, tried: Callable[..., None]
-) -> None:
-    clone = killed((137, "after"))
-    if changed == "code":
-        with (clone.folder / "lab/models.py").open("a") as file:
-            file.write("# another code\n")
-    elif changed == "parameters":
-        clone.edit({"lr: 0.03": "lr: 0.031"})
-    else:
-        clone.edit({"noise: 0.01": "noise: 0.02"})
-        clone.run("dvc", "repro", "generate_regression")
-        clone.edit({"noise: 0.02": "noise: 0.01"})  # the data alone are others
-    assert not go_on(clone)
-    tried(
-        PART, f"training killed, then other {changed}", "its checkpoint was not used",
-        "with the same code, parameters and data it is",
-    )  # fmt: skip
+def edit(name: str, old: str, new: str) -> None:
+    """Replace a part of a file."""
+    text = Path(name).read_text()
+    assert old in text
+    Path(name).write_text(text.replace(old, new, 1))
 
 
-@pytest.mark.parametrize("how", ["one byte flipped", "cut short", "another's name"])
-def test_a_damaged_checkpoint_is_not_used(
-    trained: Clone, killed: Callable[..., Clone], how: str, tried: Callable[..., None]
-) -> None:
-    clone = killed((137, "after"))
-    (path,) = (clone.folder / CHECKPOINTS).iterdir()
+@fault(
+    "training killed, then {change}",
+    "the checkpoint was not used: the training started again",
+    "unchanged, it is used",
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        "the code changed",
+        "the data changed",
+        "the parameters changed",
+        "the parameters changed and the checkpoint renamed accordingly",
+        "one byte of the checkpoint flipped",
+        "the checkpoint cut short",
+    ],
+)
+def test_an_unfit_checkpoint_is_not_used(finish: Finish, change: str) -> None:
+    kill(*MID_EPOCH)
+    (path,) = CHECKPOINTS.iterdir()
     contents = bytearray(path.read_bytes())
-    if how == "one byte flipped":
-        contents[-3] ^= 1  # in the weights, where safetensors itself does not look
-    elif how == "cut short":
-        del contents[-1]
-    path.write_bytes(contents)
-    if how == "another's name":
-        other = path.with_name(f"{'0' * 64}.safetensors")
-        shutil.copy(path, other)
-        assert checkpoints.Checkpoint(path).saved and not checkpoints.Checkpoint(other).saved
+    if "code" in change:
+        edit("lab/models.py", '"""', '"""Other code. ')
+    elif "data" in change:
+        edit("data/regression/train.csv", "0.", "1.")
+    elif "parameters" in change:
+        edit("params.yaml", "lr: 0.03", "lr: 0.031")
+        if "renamed" in change:
+            path.rename(checkpoints.find(MODEL, params.load(), training.device()).path)
+    elif "flipped" in change:
+        contents[-3] ^= 1  # in the weights, which safetensors does not check
+        path.write_bytes(contents)
     else:
-        assert not go_on(clone)
-        assert outputs(clone) == outputs(trained)
-    tried(PART, f"checkpoint damaged: {how}", "it was not used", "the same, undamaged, is")
+        path.write_bytes(contents[:-1])
+    assert finish() == (False, "data" not in change and "parameters" not in change)
 
 
-def test_checkpoints_that_nobody_went_on_with_are_removed(
-    killed: Callable[..., Clone], tried: Callable[..., None]
-) -> None:
-    clone = killed((137, "during"))
-    folder = clone.folder / CHECKPOINTS
-    old, young = folder / "old.safetensors", folder / "young.safetensors"
+@fault("checkpoints a week old", "the next training removed them", "younger ones stay")
+def test_old_checkpoints_are_removed(finish: Finish) -> None:
+    CHECKPOINTS.mkdir(parents=True)
+    old, young = CHECKPOINTS / "old.safetensors", CHECKPOINTS / "young.safetensors"
     for path in (old, young):
         path.write_bytes(b"")
-    week = young.stat().st_mtime - checkpoints.KEPT - 1
-    os.utime(old, (week, week))
-    go_on(clone)
-    assert young.exists() and not old.exists()
-    tried(PART, "checkpoints a week old", "the next training removed them", "younger ones stay")
+    week_ago = young.stat().st_mtime - checkpoints.KEPT - 1
+    os.utime(old, (week_ago, week_ago))
+    assert finish() == (False, True)
+    assert list(CHECKPOINTS.iterdir()) == [young]  # so a short training writes none
 
 
-def test_a_short_training_writes_none(trained: Clone) -> None:
-    assert not (trained.folder / CHECKPOINTS).exists()
-
-
-def test_a_killed_queued_experiment_leaves_its_checkpoint_in_the_main_repository(
-    trained: Clone, tmp_path: Path
+def test_an_experiment_leaves_its_checkpoint_in_the_main_repository(
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aside = copy_of(trained, tmp_path / "aside")
-    aside.environment["DVC_ROOT"] = str(tmp_path / "main")
-    kill(aside, 137, "after")
-    (path,) = (tmp_path / "main" / CHECKPOINTS).iterdir()
-    said = json.loads(files.read_tensors(path)[1]["checkpoint"])
-    assert json.loads(said["state"])["position"]["step"] == 37
-    assert go_on(aside)
+    kill(*MID_EPOCH, DVC_ROOT=str(tmp_path))
+    (path,) = (tmp_path / CHECKPOINTS).iterdir()
+    saved = checkpoints.Checkpoint(path).saved
+    assert saved and saved.state["position"]["step"] == 7
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert finish() == (True, True)

@@ -1,8 +1,7 @@
 """Runs arrive whole in a real MLflow store, and say what they are and nothing else."""
 
 import getpass
-import subprocess
-import sys
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,10 @@ HISTORY = [
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "store" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(empty_store, path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
     for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
@@ -87,8 +88,7 @@ def test_a_run_holds_parameters_metrics_tags_data_artifacts_and_model(
     assert tags["DVC_EXP_NAME"] == "good-name" and tags["DVC_EXP_BASELINE_REV"] == "abc"
     assert tags["sha256.data/set/train.csv"] == "0" * 64
     assert tags["version.torch"].startswith("2.") and tags["platform"]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=True, text=True)
-    assert tags["git.commit"] == head.stdout.strip()
+    assert tags["git.commit"] == repository.head()
 
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("set", "0" * 32)
@@ -209,17 +209,3 @@ def test_artifacts_lie_beside_the_database(store: Path, record: Callable[..., No
     record()
     (run,) = runs()
     assert run.info.artifact_uri.startswith(f"file://{store.parent}/mlartifacts/mlp/")
-
-
-@pytest.mark.slow
-def test_eight_processes_that_meet_at_a_fresh_store_all_find_it_whole(store: Path) -> None:
-    script = "from lab import tracking; c = tracking.connect(); print(tracking.experiment(c, 'x'))"
-    command = [sys.executable, "-W", "ignore", "-c", script]
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(8)
-    ]
-    results = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 8, results
-    assert len({out for out, _ in results}) == 1
-    assert sorted(path.name for path in store.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]

@@ -1,8 +1,7 @@
 """One table of all recorded runs: what differs, seeds together, best validation first."""
 
 import io
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -11,15 +10,24 @@ import pytest
 from lab import params, repository, tracking
 from lab.files import InputError
 from lab.params import Params
+from tests.conftest import Program
 from tools import compare
 
+FORMS: tuple[tuple[str, ...], ...] = ((), ("--markdown",), ("--csv",))
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Params:
-    """The committed parameters, beside a store that is not there yet."""
+def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The place of a store that does not exist."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path / "mlflow.db"
+
+
+@pytest.fixture
+def committed(monkeypatch: pytest.MonkeyPatch, store: Path, empty_store: Path) -> Params:
+    """The committed parameters, beside an empty store."""
+    shutil.copy(empty_store, store)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     monkeypatch.setattr(repository, "committed", lambda commit, path: text)
@@ -46,14 +54,14 @@ def changed(p: Params, **changes: object) -> Params:
 
 
 def test_seeds_are_one_row_with_mean_and_deviation_and_the_best_validation_is_first(
-    asked: Params,
+    committed: Params,
 ) -> None:
-    record(asked, 0.80, 0.95)  # best by the test, which must not count
+    record(committed, 0.80, 0.95)  # best by the test, which must not count
     for seed, validation in ((1, 0.85), (2, 0.89)):
-        record(changed(asked, seed=seed, lr=0.1), validation, 0.7, name="faster")
-    record(changed(asked, mlp=changed(asked.mlp, hidden=(64,))), 0.84, 0.9)  # type: ignore[arg-type]
-    record(asked, 0.001, 0.002, "linear_regression")
-    record(asked, 0.99, 0.99, status="FAILED")
+        record(changed(committed, seed=seed, lr=0.1), validation, 0.7, name="faster")
+    record(changed(committed, mlp=changed(committed.mlp, hidden=(64,))), 0.84, 0.9)  # type: ignore[arg-type]
+    record(committed, 0.001, 0.002, "linear_regression")
+    record(committed, 0.99, 0.99, status="FAILED")
     table = compare.compared(compare.recorded())
     assert list(table["model"]) == ["linear_regression", "mlp", "mlp", "mlp"]
     assert list(table["differs in"]) == ["(baseline)", "lr=0.1", "hidden=64", "(baseline)"]
@@ -64,9 +72,9 @@ def test_seeds_are_one_row_with_mean_and_deviation_and_the_best_validation_is_fi
     assert shown["fingerprint"][1] == "2 of them"
 
 
-def test_a_repeated_run_counts_once_and_the_newest_stands(asked: Params) -> None:
+def test_a_repeated_run_counts_once_and_the_newest_stands(committed: Params) -> None:
     for name, validation in (("first", 0.7), ("again", 0.8)):
-        record(asked, validation, validation, name=name)
+        record(committed, validation, validation, name=name)
     runs = compare.recorded()
     assert len(runs) == 2 and len(compare.latest(runs)) == 1
     table = compare.compared(runs)
@@ -74,33 +82,25 @@ def test_a_repeated_run_counts_once_and_the_newest_stands(asked: Params) -> None
     assert table["experiment"].tolist() == ["first"]  # an experiment repeats what it leaves alone
 
 
-@pytest.mark.parametrize("form", [[], ["--markdown"], ["--csv"]])
-def test_it_prints_text_markdown_or_csv(
-    asked: Params, form: list[str], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    record(asked, 0.8, 0.75)
-    monkeypatch.setattr(sys, "argv", ["compare", "mlp", *form])
-    compare.main()
-    printed = capsys.readouterr().out
-    if form == ["--csv"]:
-        (row,) = pd.read_csv(io.StringIO(printed)).to_dict("records")
-        assert (row["model"], row["validation_accuracy"], row["seeds"]) == ("mlp", 0.8, 1)
-    else:
-        assert "0.8000" in printed and "0.7500" in printed and "(baseline)" in printed
-    assert (printed.count("|") > 20) == (form == ["--markdown"])
+def test_it_prints_text_markdown_or_csv(committed: Params, in_process: Program) -> None:
+    record(committed, 0.8, 0.75)
+    printed = {form: in_process(compare, "mlp", *form).stdout for form in FORMS}
+    (row,) = pd.read_csv(io.StringIO(printed["--csv",])).to_dict("records")
+    assert (row["model"], row["validation_accuracy"], row["seeds"]) == ("mlp", 0.8, 1)
+    for form in ((), ("--markdown",)):
+        assert all(figure in printed[form] for figure in ("0.8000", "0.7500", "(baseline)"))
+    assert [form for form in FORMS if printed[form].count("|") > 20] == [("--markdown",)]
 
 
-def test_without_runs_it_says_how_to_make_some(asked: Params) -> None:
+def test_without_runs_it_says_how_to_make_some(store: Path, empty_store: Path) -> None:
     with pytest.raises(InputError, match="`make repro` records some"):
         compare.recorded()
-    tracking.connect()  # an empty store
+    shutil.copy(empty_store, store)
     with pytest.raises(InputError, match="no finished run is recorded"):
         compare.recorded()
 
 
-def test_a_model_that_does_not_exist_is_one_line() -> None:
-    command = [sys.executable, "-m", "tools.compare", "perceptron"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_a_model_that_does_not_exist_is_one_line(in_process: Program) -> None:
+    done = in_process(compare, "perceptron")
     assert done.returncode == 2
     assert "no model perceptron: expected of linear_regression" in done.stderr

@@ -1,162 +1,140 @@
-"""A recorded run is run again and its bytes compared: real runs, and runs changed by hand."""
+"""A recorded run is run again and its bytes are compared: real runs, and runs changed by hand."""
 
+import contextlib
+import pickle
+import re
+import shutil
 import sqlite3
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from tests.conftest import Clone
+from stages import evaluate, record
+from tests.conftest import Clone, Program
+from tests.faults.test_untrusted_files import Canary
+from tools import compare, replay
 
 pytestmark = pytest.mark.slow
 MODEL = "linear_regression"  # the fastest
-RECORD = f"record@{MODEL}"
 
 
-@pytest.fixture(scope="module")
-def recorded(clone: Clone) -> Clone:
-    """The clone with its results committed, and a run of each model recorded."""
-    clone.run("dvc", "repro")
-    clone.commit("results")
-    clone.run("rm", *(path.as_posix() for path in clone.folder.glob("results/*/receipt.json")))
-    clone.run("dvc", "repro")  # recorded again, now as the commit says
-    return clone
+def sql(clone: Clone, statement: str, *values: str) -> list[str]:
+    """The first column of what the statement returns from MLflow's database."""
+    with contextlib.closing(sqlite3.connect(clone.folder / "mlflow.db")) as db:
+        rows = db.execute(statement, values).fetchall()
+        db.commit()
+        return [row[0] for row in rows]
 
 
-def newest(clone: Clone, model: str = MODEL) -> str:
-    with sqlite3.connect(clone.folder / "mlflow.db") as db:
-        ((run,),) = db.execute(
-            "SELECT run_uuid FROM runs JOIN experiments e USING (experiment_id)"
-            " WHERE e.name = ? ORDER BY start_time DESC LIMIT 1", [model]
-        )  # fmt: skip
-    db.close()
-    return str(run)
+def runs(clone: Clone, model: str = MODEL) -> list[str]:
+    """The ids of the model's runs, oldest first."""
+    tables = "runs JOIN experiments e USING (experiment_id)"
+    query = f"SELECT run_uuid FROM {tables} WHERE e.name = ? ORDER BY start_time"  # noqa: S608
+    return sql(clone, query, model)
 
 
-def change(clone: Clone, statement: str, *values: str) -> None:
-    """Change the store behind MLflow's back."""
-    with sqlite3.connect(clone.folder / "mlflow.db") as db:
-        assert db.execute(statement, values).rowcount == 1
-    db.close()
+def tag(clone: Clone, run: str, key: str) -> str:
+    """The value of the run's tag."""
+    return sql(clone, "SELECT value FROM tags WHERE run_uuid = ? AND key = ?", run, key)[0]
 
 
-def replay(clone: Clone, run: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = clone.try_("python", "-m", "tools.replay", run, **environment)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+@pytest.fixture(autouse=True)
+def in_clone(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone.folder)
 
 
-@pytest.fixture
-def workspace(recorded: Clone) -> Iterator[Clone]:
-    """The clone, which the test may change."""
-    yield recorded
-    recorded.run("git", "checkout", "--quiet", ".")
+def change_code(clone: Clone, count: int) -> None:
+    """Write gradient norms at other steps, which changes history.csv but not the model."""
+    path = clone.folder / "lab/training.py"
+    code = path.read_text(encoding="utf-8")
+    assert "NORM_EVERY = 10" in code
+    path.write_text(code.replace("NORM_EVERY = 10", f"NORM_EVERY = {count}"), encoding="utf-8")
 
 
-def test_a_run_of_the_commit_is_identical_and_says_so_afterwards(recorded: Clone) -> None:
-    run = newest(recorded)
-    runs = recorded.run("python", "-m", "tools.compare", "--csv")
-    done = replay(recorded, run[:8])
+def run_changed_code(clone: Clone, in_process: Program) -> None:
+    """Run the stages with code that is not committed."""
+    change_code(clone, 7)
+    (clone.folder / "dvc.lock").unlink()
+    clone.run("python", "-m", "stages.train", MODEL)
+    for stage in (evaluate, record):
+        assert in_process(stage, MODEL).returncode == 0
+    clone.run("git", "checkout", "--quiet", ".")
+
+
+def run_experiment(clone: Clone, in_process: Program) -> None:
+    """Run an experiment in a temporary folder."""
+    clone.run("dvc", "exp", "run", "--temp", "-S", "lr=0.05", f"record@{MODEL}")
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("make_run", [run_changed_code, None, run_experiment])
+def test_a_run_is_identical_and_says_so_afterwards(
+    clone: Clone, in_process: Program, make_run: Callable[[Clone, Program], None] | None
+) -> None:
+    run = runs(clone)[0]
+    if make_run:
+        make_run(clone, in_process)
+        old, run = run, runs(clone)[-1]
+        history = f"sha256.results/{MODEL}/history.csv"
+        assert tag(clone, old, history) != tag(clone, run, history)  # the changes are needed
+    table = in_process(compare, "--csv").stdout
+    done = in_process(replay, run[:8])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("identical: all ")
-    assert recorded.run("git", "status", "--porcelain") == ""
-    assert recorded.run("python", "-m", "tools.compare", "--csv") == runs  # nothing is recorded
-    with sqlite3.connect(recorded.folder / "mlflow.db") as db:
-        ((tag,),) = db.execute(
-            "SELECT value FROM tags WHERE run_uuid = ? AND key = 'replayed'", [run]
-        )
-    db.close()
-    assert tag.startswith("identical on ")
+    lr = 0.05 if make_run is run_experiment else 0.03
+    assert "DIFFERENT" not in done.stdout and re.search(f"parameter lr +{lr} ", done.stdout)
+    assert tag(clone, run, "replayed").startswith("identical on ")
+    assert clone.run("git", "status", "--porcelain") == ""
+    assert in_process(compare, "--csv").stdout == table  # nothing is recorded
 
 
-def test_a_run_of_an_experiment_in_a_folder_of_its_own_is_identical(workspace: Clone) -> None:
-    workspace.run("dvc", "exp", "run", "--temp", "-S", "lr=0.05", RECORD)
-    done = replay(workspace, newest(workspace))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "parameter lr " in done.stdout and " 0.05 " in done.stdout
-
-
-def test_a_run_of_changed_code_is_identical_when_the_change_is_gone(workspace: Clone) -> None:
-    path = workspace.folder / "lab/training.py"
-    code = path.read_text(encoding="utf-8")
-    path.write_text(code.replace("NORM_EVERY = 10", "NORM_EVERY = 7"), encoding="utf-8")
-    before = newest(workspace)
-    workspace.run("dvc", "repro", RECORD)
-    run = newest(workspace)
-    assert run != before
-    workspace.run("git", "checkout", "--quiet", ".")
-    done = replay(workspace, run)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    # The control: the same run, said to be of a commit with yet another change.
-    path.write_text(code.replace("NORM_EVERY = 10", "NORM_EVERY = 6"), encoding="utf-8")
-    workspace.commit("another change")
-    head = workspace.run("git", "rev-parse", "HEAD").strip()
-    statement = "UPDATE tags SET value = ? WHERE run_uuid = ? AND key = 'git.commit'"
-    change(workspace, statement, head, before)
-    done = replay(workspace, before)
-    workspace.run("git", "reset", "--quiet", "--hard", "HEAD~1")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == f"different: first in results/{MODEL}/history.csv"
-
-
-def test_a_changed_parameter_is_found(workspace: Clone) -> None:
-    workspace.run("rm", f"results/{MODEL}/receipt.json")
-    workspace.run("dvc", "repro", RECORD)
-    run = newest(workspace)
-    statement = "UPDATE params SET value = '0.5' WHERE run_uuid = ? AND key = 'lr'"
-    change(workspace, statement, run)
-    done = replay(workspace, run)
-    assert done.returncode == 1
+@pytest.mark.fault(
+    "8. Untrusted files",
+    "a run whose model in the store is a pickle is replayed",
+    "different: exit code 1; no code runs",
+    "pickle.load runs it",
+)
+def test_changes_of_parameters_model_and_code_are_found(
+    clone: Clone, in_process: Program, tmp_path: Path
+) -> None:
+    run, canary = runs(clone)[0], tmp_path / "canary"
+    change_code(clone, 6)
+    clone.commit("another change")
+    head = clone.run("git", "rev-parse", "HEAD").strip()
+    sql(clone, "UPDATE tags SET value = ? WHERE key = 'git.commit'", head)
+    sql(clone, "UPDATE params SET value = '0.5' WHERE key = 'lr'")
+    query = "SELECT artifact_location FROM logged_models WHERE source_run_id = ?"
+    model = Path(sql(clone, query, run)[0].removeprefix("file://"), "data/model.safetensors")
+    model.write_bytes(pickle.dumps(Canary(canary)))
+    done = in_process(replay, run)
+    assert done.returncode == 1, done.stderr
+    different = re.findall("^(.*?)  .* DIFFERENT$", done.stdout, re.MULTILINE)
+    assert different == [
+        "parameter lr", "model.safetensors in the store", f"results/{MODEL}/history.csv"
+    ]  # fmt: skip
     assert done.stdout.splitlines()[-1] == "different: first in parameter lr"
+    assert tag(clone, run, "replayed").startswith("different on ")
+    assert not canary.exists()
+    pd.read_pickle(model)  # noqa: S301 -- the control
+    assert canary.exists()
 
 
-def test_one_changed_byte_of_the_recorded_model_is_found(workspace: Clone) -> None:
-    workspace.run("rm", f"results/{MODEL}/receipt.json")
-    workspace.run("dvc", "repro", RECORD)
-    models = (workspace.folder / "mlartifacts" / MODEL / "models").glob("*/artifacts/data/*")
-    model = max(models, key=lambda path: path.stat().st_mtime_ns)
-    contents = bytearray(model.read_bytes())
-    contents[-1] ^= 1
-    model.write_bytes(contents)
-    done = replay(workspace, newest(workspace))
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "different: first in model.safetensors in the store"
+def test_an_id_of_no_run_or_of_several_cannot_be_tried(in_process: Program) -> None:
+    for run, reason in ("f" * 32, "no run has this id"), ("", "several runs begin so"):
+        done = in_process(replay, run)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert reason in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("run", "reason"),
-    [("f" * 32, "no run has this id"), ("", "several runs begin so"),
-     ("unknown commit", "is not in this repository"), ("not ours", "not a run that this pipeline")],
-)  # fmt: skip
-def test_what_cannot_be_tried_is_said_in_one_line(recorded: Clone, run: str, reason: str) -> None:
-    model, key = {"unknown commit": ("mlp", "git.commit"), "not ours": ("mlp", "fingerprint")}.get(
-        run, ("", "")
-    )
-    if model:
-        run = newest(recorded, model)
-        statement = (
-            "UPDATE tags SET value = replace(value, substr(value, 1, 8), '00000000')"
-            " WHERE run_uuid = ? AND key = ?"
-        )
-        if key == "fingerprint":
-            statement = "DELETE FROM tags WHERE run_uuid = ? AND (key LIKE 'sha256.%' AND key != ?)"
-        with sqlite3.connect(recorded.folder / "mlflow.db") as db:
-            assert db.execute(statement, [run, key]).rowcount
-        db.close()
-    done = replay(recorded, run)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert reason in done.stderr.splitlines()[-1]
-
-
-def test_without_data_and_sources_it_cannot_be_tried(workspace: Clone, tmp_path: Path) -> None:
-    (workspace.folder / "data/fashion_mnist").rename(tmp_path / "aside")
-    dead = "http://127.0.0.1:9"
-    done = replay(
-        workspace, newest(workspace, "softmax_regression"), FASHION_MNIST_MIRROR=str(tmp_path),
-        http_proxy=dead, https_proxy=dead,
-    )  # fmt: skip
-    (tmp_path / "aside").rename(workspace.folder / "data/fashion_mnist")
+def test_a_run_without_data_and_sources_cannot_be_tried(
+    clone: Clone, in_process: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree("data/fashion_mnist")
+    monkeypatch.setenv("FASHION_MNIST_MIRROR", str(clone.folder))  # where no archives are
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    done = in_process(replay, runs(clone, "softmax_regression")[0])
     assert done.returncode == 2, done.stdout + done.stderr
     assert "no source delivers Fashion-MNIST" in done.stderr.splitlines()[-1]

@@ -2,25 +2,23 @@
 
 import pytest
 
-from tests.conftest import Clone
+from tests.conftest import Clone, Program
+from tools import report
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_change_of_a_parameter_is_reported_with_its_effect(clone: Clone) -> None:
     target = "evaluate@linear_regression"
-    clone.run("dvc", "repro", target)
-    clone.commit("results")
-    clone.run("git", "tag", "base")
-    report = ("python", "-m", "tools.report", "base")
+    command = ("python", "-m", "tools.report", clone.run("git", "rev-parse", "HEAD").strip())
 
     clone.edit({"lr: 0.03": "lr: 0.04"})
     clone.run("dvc", "repro", target)
-    said = clone.run(*report)
+    said = clone.run(*command)
     assert "**Not committed:**" in said and "comes from: `params.yaml`" in said
 
     clone.commit("another learning rate")
-    said = clone.run(*report)
+    said = clone.run(*command)
     assert "**Not run.**" in said and "train@mlp" in said
     asked, measured = said.split("### Metrics")
     assert "| params.yaml | lr " in asked and "| 0.03 " in asked and "| 0.04 " in asked
@@ -32,8 +30,6 @@ def test_a_change_of_a_parameter_is_reported_with_its_effect(clone: Clone) -> No
 
 
 def test_a_change_of_nothing_is_reported_as_such(clone: Clone) -> None:
-    clone.run("dvc", "repro")
-    clone.commit("all results")
     said = clone.run("python", "-m", "tools.report", "HEAD")
     assert "**Reproduced:**" in said
     assert said.count("No change.") == 2 and "No curve changed." in said
@@ -45,7 +41,7 @@ def test_a_change_of_nothing_is_reported_as_such(clone: Clone) -> None:
     assert "**Not reproduced.**" in said and "dvc.lock" in said
 
 
-def test_an_unknown_revision_is_one_line(clone: Clone) -> None:
-    done = clone.try_("python", "-m", "tools.report", "nowhere")
+def test_an_unknown_revision_is_one_line(in_process: Program) -> None:
+    done = in_process(report, "nowhere")
     assert done.returncode == 1
     assert done.stderr == "error: nowhere: no commit of this repository\n"

@@ -1,0 +1,174 @@
+"""A byte that a disk lost: the stage that reads it refuses and says how to restore the file.
+
+DVC alone does not notice: it looks at the time of change, and never into its cache.
+"""
+
+import os
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lab import integrity
+from lab.files import InputError
+from stages import evaluate, record, train
+from tests.conftest import Clone, Program
+
+pytestmark = pytest.mark.slow
+fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "9. Corruption")
+MODEL = Path("results/mlp/model.safetensors")
+MODULES = {"train": train, "evaluate": evaluate, "record": record}
+INPUTS = {  # by stage and model
+    ("train", "mlp"): ["data/fashion_mnist/train.safetensors"],
+    ("train", "linear_regression"): ["data/regression/train.csv"],
+    ("evaluate", "mlp"): [str(MODEL)],
+    ("evaluate", "softmax_regression"): ["data/fashion_mnist/test.safetensors"],
+    ("evaluate", "linear_regression"): ["data/regression/truth.json"],
+    ("record", "mlp"): [
+        f"results/mlp/{name}"
+        for name in ("history.csv", "predictions.csv", "confusion.csv", "metrics.json")
+    ],
+    ("record", "linear_regression"): [
+        "data/regression/validation.csv", "results/linear_regression/solution.csv"
+    ],
+    ("record", "softmax_regression"): ["results/softmax_regression/model.safetensors"],
+}  # fmt: skip
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    """Flip a bit and keep the time of change. A second call restores the file."""
+    before = path.stat()
+    path.chmod(before.st_mode | 0o200)  # DVC's cache is read-only
+    with path.open("r+b") as file:
+        position = before.st_size // 2 if at is None else at
+        file.seek(position)
+        (byte,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
+    path.chmod(before.st_mode)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def outputs(clone: Clone) -> dict[str, bytes]:
+    """All data and results."""
+    paths = [path for folder in ("data", "results") for path in (clone.folder / folder).rglob("*")]
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def name_in_lock(path: Path) -> Path:
+    """How dvc.lock names an output: data as a folder."""
+    return path.parent if path.parts[0] == "data" else path
+
+
+def in_cache(clone: Clone, path: Path) -> Path:
+    """The output's object in DVC's cache."""
+    md5 = integrity.md5(clone.folder / path)
+    return clone.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+
+
+@fault(
+    "a byte flipped in data or results that a stage reads, the file's time as before",
+    "exit code 1, one line that names the file and `make mend`; all outputs as they were",
+    "dvc status calls it up to date",
+)
+def test_a_stage_refuses_a_corrupt_input_and_dvc_does_not_notice(
+    clone: Clone, in_process: Program, monkeypatch: pytest.MonkeyPatch, times: Callable[[int], None]
+) -> None:
+    monkeypatch.chdir(clone.folder)
+    clone.forget_runs()
+    paths = [Path(path) for paths in INPUTS.values() for path in paths]
+    clone.run("dvc", "status")  # DVC notes the times
+    for path in paths:
+        flip(path)
+    assert clone.run("dvc", "status", "--quiet") == ""  # the control
+    for path in paths:
+        flip(path)
+    for (stage, model), read in INPUTS.items():
+        for path in map(Path, read):
+            flip(path)
+            before = outputs(clone)
+            done = in_process(MODULES[stage], model)
+            assert done.returncode == 1 and not done.stdout, done.stderr
+            line = f"error: {name_in_lock(path)} is not what dvc.lock says was made: "
+            assert done.stderr.startswith(line) and "`make mend`" in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+            assert outputs(clone) == before
+            flip(path)
+    assert not Path("mlflow.db").exists()
+    times(len(paths))
+
+
+@fault(
+    "a random byte flipped in a random output, the check alone",
+    "refused, by name", "as it was before, it passes",
+)  # fmt: skip
+def test_any_lost_byte_of_any_output_is_found(
+    clone: Clone, run_all: bool, monkeypatch: pytest.MonkeyPatch, times: Callable[[int], None]
+) -> None:
+    monkeypatch.chdir(clone.folder)
+    recorded = integrity.outputs()
+    files = [f for path in recorded for f in ([path] if path.is_file() else sorted(path.iterdir()))]
+    small = [file for file in files if file.stat().st_size < 10**7]
+    integrity.require_unchanged(*recorded)
+    draw = random.Random(9)
+    number = 500 if run_all else 50
+    for _ in range(number):
+        path = draw.choice(small)
+        at = draw.randrange(path.stat().st_size)
+        flip(path, at)
+        name = name_in_lock(path)
+        with pytest.raises(InputError, match=f"^{name} is not what dvc.lock says was made"):
+            integrity.require_unchanged(name)
+        flip(path, at)
+    integrity.require_unchanged(*recorded)
+    times(number)
+
+
+@fault(
+    "a byte flipped in the cached object of a model, which `dvc checkout` brings back",
+    "evaluate refuses, by hand and under DVC", "dvc checkout says nothing",
+)  # fmt: skip
+@fault(
+    "bytes flipped in objects of the cache, in a model and in data, then `make mend`",
+    "exactly these are removed, a line each; `dvc repro` makes them again: dvc.lock equal byte for"
+    " byte, git status clean", "before, the stages refuse",
+)  # fmt: skip
+def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
+    lock, good = (clone.folder / "dvc.lock").read_bytes(), outputs(clone)
+    model, cached = clone.folder / MODEL, in_cache(clone, MODEL)
+    flip(cached)
+    model.unlink()
+    clone.run("dvc", "checkout")
+    assert model.read_bytes() == cached.read_bytes() != good[str(model)]
+    for command in (
+        ("python", "-m", "stages.evaluate", "mlp"),
+        ("dvc", "repro", "--force", "--single-item", "evaluate@mlp"),
+    ):
+        done = clone.try_(*command)
+        assert done.returncode and f"error: {MODEL} is not what dvc.lock says" in done.stderr
+
+    folder, other = (
+        clone.folder / "data/regression",
+        in_cache(clone, Path("results/mlp/history.csv")),
+    )
+    flip(folder / "test.csv")
+    flip(other)
+    damaged = {cached, other, model, folder}
+    before = {path for path in clone.folder.rglob("*") if path.is_file()}
+    *removed, _ = clone.run("python", "-m", "tools.mend", "--damaged").splitlines()
+    assert sorted(removed) == sorted(
+        f"removed {path.relative_to(clone.folder)}, which was damaged or never complete"
+        for path in damaged
+    )
+    gone = before - {path for path in clone.folder.rglob("*") if path.is_file()}
+    assert {folder if path.parent == folder else path for path in gone} == damaged
+
+    clone.run("dvc", "repro")
+    assert outputs(clone) == good and (clone.folder / "dvc.lock").read_bytes() == lock
+    assert clone.run("git", "status", "--porcelain") == ""
+    assert clone.run("python", "-m", "tools.mend", "--damaged") == "nothing is damaged\n"
+    model.unlink()
+    clone.run("dvc", "checkout")  # the cache is whole again
+    assert outputs(clone) == good

@@ -1,0 +1,117 @@
+"""Counts the faults that the tests try, and writes docs/reliability.md.
+
+A test says what it tries by `@pytest.mark.fault(part, what, held, control)`. It counts once when it
+passes, or as often as it tells the `times` fixture. `{name}` in `what` stands for the test's
+parameter of that name.
+"""
+
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+PAGE = Path(__file__).parent.parent / "docs/reliability.md"
+
+
+class Row(NamedTuple):
+    """A row of the page."""
+
+    part: str  # heading, which begins with a number
+    what: str  # what was done to the pipeline
+    held: str  # what was true afterwards, each time
+    control: str  # what fails where the protection is taken out
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --all."""
+    parser.addoption(
+        "--all", action="store_true",
+        help="every case of every test, each fault in its long form; writes docs/reliability.md",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count where the reports of all worker processes arrive."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Counts(), "fault counts")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Put the row into the test's report, as marks do not leave their worker process."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    for mark in item.iter_markers("fault"):
+        part, what, held, control = (*mark.args, "")[:4]
+        if "{" in what:
+            what = what.format(**parameters)
+        item.user_properties.append(("fault", [part, what, held, control]))
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """A function by which a test says how often it tried its fault."""
+    return lambda number: request.node.user_properties.append(("times", number))
+
+
+class Counts:
+    """How often each fault was tried."""
+
+    def __init__(self) -> None:
+        self.times: Counter[Row] = Counter()
+        self.lines: dict[Row, int] = {}  # of the first test that tries it
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count the faults of a test that passed."""
+        if report.when != "call" or not report.passed:
+            return
+        properties: list[tuple[str, Any]] = report.user_properties
+        number = sum(value for key, value in properties if key == "times") or 1
+        for row in (Row(*value) for key, value in properties if key == "fault"):
+            self.times[row] += number
+            line = report.location[1] or 0
+            self.lines[row] = min(line, self.lines.get(row, line))
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the parts that were tried in full, if all tests passed."""
+        options = session.config.option
+        chosen = (
+            options.keyword or options.markexpr or any("::" in name for name in options.file_or_dir)
+        )
+        if options.all and not exitstatus and not chosen:
+            old = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+            in_order = sorted(self.times, key=lambda row: self.lines[row])
+            PAGE.write_text(page(old, {row: self.times[row] for row in in_order}), encoding="utf-8")
+
+
+def page(old: str, times: Mapping[Row, int]) -> str:
+    """The page in Markdown. Parts without a row stay as they were."""
+    _, *sections = old.split("\n## ")
+    parts = {section.partition("\n")[0]: f"## {section.strip()}\n" for section in sections}
+    for part in {row.part for row in times}:
+        lines = [f"## {part}", "", "| what was done | times | what held | control |"]
+        lines += ["| --- | --- | --- | --- |"]
+        lines += [
+            f"| {row.what} | {number} | {row.held} | {row.control} |"
+            for row, number in times.items()
+            if row.part == part
+        ]
+        parts[part] = "\n".join(lines) + "\n"
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("dvc", "mlflow", "torch")]
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return "\n".join(
+        [
+            "# What was tried, how often, and what held",
+            "",
+            "Real processes, signals, files and servers, harmed on purpose by",
+            "[`tests/faults`](../tests/faults). `make test-all` does all of it and writes",
+            "this page if all of it held. `make test` does a sample. The last column is what fails",
+            "where the protection is taken out; that was tried as well.",
+            f"{machine}; {', '.join(versions)}.",
+            "",
+            *(parts[part] for part in sorted(parts, key=lambda part: int(part.split(".")[0]))),
+        ]
+    )
