@@ -1,7 +1,7 @@
 """How long trainings take beside each other, and beside programs that burn the processor.
 
     python -m benchmarks.load                            # as this repository runs them
-    OMP_WAIT_POLICY=ACTIVE python -m benchmarks.load     # with threads that spin while they wait
+    OMP_NUM_THREADS=2 python -m benchmarks.load          # with two threads each
 
 Each training is a process of its own, as in DVC's queue. Run `make repro` first, for the data.
 """
@@ -20,7 +20,7 @@ from benchmarks.clones import ROOT
 from lab import repository
 from lab.params import MODELS, ModelName
 
-ROUNDS = 3
+ROUNDS = 2
 CASES = {  # trainings and burners
     "alone": (1, 0),
     "two at once": (2, 0),

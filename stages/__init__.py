@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lab.params import ModelName
 
-# Read when torch is loaded. By default a thread that waits for another spins. On a busy machine it
-# so takes the time that the other one needs, and a training step lasts a hundred times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torch is loaded. By default a thread that waits for another spins for milliseconds. On a
+# busy machine it takes the time that the other one needs, and a step lasts a hundred times as long.
+# To spin for microseconds, where OpenMP is GNU's, costs less than not at all on a quiet machine.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if missing := [
     name for name in ("torch", "pydantic", "ruamel") if not importlib.util.find_spec(name)

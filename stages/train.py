@@ -1,7 +1,10 @@
 """Train one model: results/<model>/model.safetensors and history.csv."""
 
+import os
 import sys
 from pathlib import Path
+
+import torch
 
 from lab import checkpoints, datasets, files, integrity, models, params, training
 from stages import model_argument, run
@@ -11,6 +14,10 @@ def main() -> None:
     """params.yaml and data/ in, the trained model and its history out."""
     name = model_argument("Train one model on its data set.")
     p = params.load()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(
+            1
+        )  # models this small gain little by more, and lose on a busy machine
     integrity.require_unchanged(params.DATA[name])
     device = training.device()
     train, validation = datasets.load_training(name, p, device)

@@ -22,15 +22,15 @@ ERROR = f"error: {MODEL}: training diverged: the loss is"
     "with a smaller one the run is FINISHED",
 )
 @fault(
-    "a queue with one such experiment among three, two at a time",
-    "this one Failed, the others are recorded",
-    "they are FINISHED runs",
+    "a queue of one such experiment and a good one, two at a time",
+    "this one Failed, the other is recorded",
+    "that is a FINISHED run",
 )
 def test_a_diverged_experiment_is_a_failed_run_and_the_queue_goes_on(clone: Clone) -> None:
     clone.forget_runs()
     clone.edit({"  epochs: 1\n  batch_size: 10\n": "  epochs: 9\n  batch_size: 10\n"})
     clone.commit("nine epochs")
-    queue = ["--queue", "-S", "lr=0.02,1000,0.04", f"record@{MODEL}"]
+    queue = ["--queue", "-S", "lr=1000,0.04", f"record@{MODEL}"]
     clone.run("dvc", "exp", "run", *queue)
     # Too large by so little that the loss leaves the range of float32 in the third epoch.
     done = clone.try_("dvc", "exp", "run", "--name", "wild", "-S", "lr=2.0", f"train@{MODEL}")
@@ -44,12 +44,12 @@ def test_a_diverged_experiment_is_a_failed_run_and_the_queue_goes_on(clone: Clon
     while {"Queued", "Running"} & set((status := clone.run("dvc", "queue", "status")).split()):
         assert time.monotonic() < deadline, status
         time.sleep(2)
-    assert status.count("Success") == 2 and status.count("Failed") == 1, status
+    assert status.count("Success") == 1 and status.count("Failed") == 1, status
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     experiment = client.get_experiment_by_name(MODEL)
     runs = {run.data.params["lr"]: run for run in client.search_runs([experiment.experiment_id])}
     assert {lr: run.info.status for lr, run in runs.items()} == {
-        "0.02": "FINISHED", "0.04": "FINISHED", "1000.0": "FAILED", "2.0": "FAILED"
+        "0.04": "FINISHED", "1000.0": "FAILED", "2.0": "FAILED"
     }  # fmt: skip
     wild = runs["2.0"]
     assert wild.data.tags["DVC_EXP_NAME"] == "wild" and wild.data.tags["failure"] in line
