@@ -8,6 +8,7 @@ Each training is a process of its own, as in DVC's queue. Run `make repro` first
 
 import contextlib
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lab import repository
 from lab.params import MODELS, ModelName
 
 ROUNDS = 2
+EPOCHS = re.compile(r"^  epochs: \d+", re.MULTILINE)  # five, to be done in minutes
 CASES = {  # trainings and burners
     "alone": (1, 0),
     "two at once": (2, 0),
@@ -56,12 +58,13 @@ def seconds(model: ModelName, trainings: int) -> float:
     """The time until this many trainings, which start together, have all ended."""
     command = [sys.executable, "-m", "stages.train", model]
     environment = repository.environment() | {"PYTHONPATH": str(ROOT)}
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary, str(number)) for number in range(trainings)]
         for folder in folders:
             folder.mkdir()
-            for name in ("params.yaml", "data"):
-                (folder / name).symlink_to(ROOT / name)
+            (folder / "data").symlink_to(ROOT / "data")
+            (folder / "params.yaml").write_text(EPOCHS.sub("  epochs: 5", params), encoding="utf-8")
         began = time.monotonic()
         processes = [subprocess.Popen(command, cwd=folder, env=environment) for folder in folders]
         failed = [process for process in processes if process.wait()]

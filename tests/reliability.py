@@ -90,16 +90,16 @@ class Counts:
 def page(old: str, times: Mapping[Row, int]) -> str:
     """The page in Markdown. Parts without a row stay as they were."""
     _, *sections = old.split("\n## ")
-    parts = {section.partition("\n")[0]: f"## {section.strip()}\n" for section in sections}
+    parts = {number(section): f"## {section.strip()}\n" for section in sections}
     for part in {row.part for row in times}:
         lines = [f"## {part}", "", "| what was done | times | what held | control |"]
         lines += ["| --- | --- | --- | --- |"]
         lines += [
-            f"| {row.what} | {number} | {row.held} | {row.control} |"
-            for row, number in times.items()
+            f"| {row.what} | {count} | {row.held} | {row.control} |"
+            for row, count in times.items()
             if row.part == part
         ]
-        parts[part] = "\n".join(lines) + "\n"
+        parts[number(part)] = "\n".join(lines) + "\n"
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("dvc", "mlflow", "torch")]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return "\n".join(
@@ -112,6 +112,11 @@ def page(old: str, times: Mapping[Row, int]) -> str:
             "where the protection is taken out; that was tried as well.",
             f"{machine}; {', '.join(versions)}.",
             "",
-            *(parts[part] for part in sorted(parts, key=lambda part: int(part.split(".")[0]))),
+            *(parts[key] for key in sorted(parts)),
         ]
     )
+
+
+def number(part: str) -> int:
+    """The number that a part's heading begins with."""
+    return int(part.split(".")[0])
