@@ -40,7 +40,7 @@ TESTS ?= tests
 test: setup  ## test everything on real parts, in minutes; TESTS=… names a part
 	@pytest $(PARALLEL) $(TESTS)
 
-test-all: setup  ## the same in every form, in about an hour; writes docs/reliability.md
+test-all: setup  ## the same with every case, which takes longer; writes docs/reliability.md
 	@pytest $(PARALLEL) --all $(TESTS)
 
 # The tests of a file share what they have set up, so they stay on one core.

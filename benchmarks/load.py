@@ -22,7 +22,7 @@ from lab import repository
 from lab.params import MODELS, ModelName
 
 ROUNDS = 2
-EPOCHS = re.compile(r"^  epochs: \d+", re.MULTILINE)  # five, to be done in minutes
+EPOCHS = re.compile(r"^  epochs: \d+", re.MULTILINE)  # replaced by five, as all takes minutes
 CASES = {  # trainings and burners
     "alone": (1, 0),
     "two at once": (2, 0),
