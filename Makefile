@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro mend test test-all lint compare replay report ui audit bench verify-exact lock
+.PHONY: help setup repro repair test test-all lint compare replay report ui audit bench verify-exact lock
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -33,8 +33,8 @@ environment:
 repro: setup  ## run the pipeline: data, training, evaluation, MLflow runs
 	@python -m tools.repro
 
-mend: setup  ## remove outputs and cached objects that a disk or a kill has damaged
-	@python -m tools.mend --damaged
+repair: setup  ## remove outputs and cached objects that a disk or a kill has damaged
+	@python -m tools.repair --damaged
 
 TESTS ?= tests
 test: setup  ## test everything on real parts, in minutes; TESTS=… names a part
@@ -73,7 +73,7 @@ bench: setup  ## measure what the README quotes
 	@python -m benchmarks.speed
 
 verify-exact: setup  ## retrain as other machines would, and compare with dvc.lock
-	@python -m benchmarks.surroundings
+	@python -m benchmarks.environments
 
 lock: setup  ## compile requirements.in into requirements.txt
 	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \

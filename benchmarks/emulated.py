@@ -3,7 +3,7 @@
     python -m benchmarks.emulated                    # all of them
     python -m benchmarks.emulated --only arm64       # one of them
 
-The claim: benchmarks/probe.py ends with one hash on each. Native arithmetic runs beside
+The claim: tools/probe.py ends with one hash on each. Native arithmetic runs beside
 it as the control. Exits with 1 where exact arithmetic differs.
 
 Needs Linux on x86-64 and, for the emulated processors, Debian or one of its kin; no root.
@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.clones import ROOT
-from benchmarks.probe import FROZEN
+from tools.probe import FROZEN
+from tracking.repository import ROOT
 
 PYTHON = Path(sys.executable).resolve()  # the interpreter behind the virtual environment
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -160,7 +160,7 @@ def train(machine: Machine, arithmetic: str) -> tuple[str, str]:
     # Nothing of this process's environment, as its settings are meant for this processor.
     modules = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
     digest, version = call(
-        [*machine.python, "-m", "benchmarks.probe", arithmetic], modules | machine.environment
+        [*machine.python, "-m", "tools.probe", arithmetic], modules | machine.environment
     ).split()
     return version, digest
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.clones import ROOT
-from lab import repository
-from lab.params import MODELS, ModelName
+from lab import params
+from tracking import repository
+from tracking.repository import ROOT
 
 ROUNDS = 2
 EPOCHS = re.compile(r"^  epochs: \d+", re.MULTILINE)  # replaced by five, as all takes minutes
@@ -38,9 +38,11 @@ def main() -> None:
     """Print the seconds until all have ended, and how many times one alone that is."""
     settings = " ".join(f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ)
     print(f"{os.cpu_count()} cores, {settings}, median of {ROUNDS}\n")
-    models = MODELS[1:]  # the first takes longer to start than to train
+    models = list(params.load(ROOT / "params.yaml").models)[
+        1:
+    ]  # the first starts longer than it trains
     print(f"{'':20}" + "".join(f"{model:>22}" for model in models))
-    taken: dict[tuple[str, ModelName], list[float]] = {}
+    taken: dict[tuple[str, str], list[float]] = {}
     for _ in range(ROUNDS):
         for case, (trainings, burners) in CASES.items():
             for model in models:
@@ -54,17 +56,17 @@ def main() -> None:
         print(f"{case:20}" + "".join(f"{cell:>22}" for cell in cells))
 
 
-def seconds(model: ModelName, trainings: int) -> float:
+def seconds(model: str, trainings: int) -> float:
     """The time until this many trainings, which start together, have all ended."""
     command = [sys.executable, "-m", "stages.train", model]
     environment = repository.environment() | {"PYTHONPATH": str(ROOT)}
-    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary, str(number)) for number in range(trainings)]
         for folder in folders:
             folder.mkdir()
             (folder / "data").symlink_to(ROOT / "data")
-            (folder / "params.yaml").write_text(EPOCHS.sub("  epochs: 5", params), encoding="utf-8")
+            (folder / "params.yaml").write_text(EPOCHS.sub("  epochs: 5", text), encoding="utf-8")
         began = time.monotonic()
         processes = [subprocess.Popen(command, cwd=folder, env=environment) for folder in folders]
         failed = [process for process in processes if process.wait()]

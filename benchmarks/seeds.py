@@ -2,41 +2,46 @@
 
     python -m benchmarks.seeds
 
-Reads the data that `make repro` has made. Prints the table of the README: the mean ±
-the standard deviation of both, and the difference of the means in percentage points.
+Reads the data that `make repro` has made. Prints, for each classifier, the mean ± the standard
+deviation of both, and the difference of the means in percentage points.
 """
 
 import statistics
+from typing import get_args
 
-from lab import datasets, models, params, training
-from lab.params import Arithmetic, ModelName
+from lab import networks, params, schema, training
+from lab.schema import Arithmetic, Params
 
 SEEDS = range(1, 11)
 
 
-def accuracy(name: ModelName, arithmetic: Arithmetic, seed: int) -> float:
-    """Train with the seed and return the accuracy on the 10,000 test images."""
-    p = params.load().model_copy(update={"seed": seed})
-    device = training.device()
-    train, validation = datasets.load_training(name, p, device)
-    model = models.build(models.architecture(name, p), seed)
-    test = datasets.load_test(name, device)
-    with training.arithmetic(arithmetic):
-        training.train(model, train, validation, p.training(name), p.lr, seed)
-        return training.accuracy(models.predict(model, test.features), test.targets)
+def accuracy(p: Params, name: str, arithmetic: Arithmetic, seed: int) -> float:
+    """Train with the seed and return the accuracy on the test images."""
+    entry, dataset, device = p.models[name], p.dataset(name), training.device()
+    folder, task = schema.folder(entry.data), dataset.task
+    train, validation = dataset.load_training(folder, seed, device)
+    architecture = p.architecture(name)
+    model = networks.build(entry.kind, architecture, train.features, task.outputs, seed)
+    test = dataset.load_test(folder, device)
+    with training.arithmetic(arithmetic, seed):
+        training.train(model, task, train, validation, p.training(name), p.lr, seed)
+        return task.measure(model.predict(test.features), test.targets)["accuracy"]
+
+
+def main() -> None:
+    """Print a row for each classifier."""
+    p = params.load()
+    print(f"| accuracy, {len(SEEDS)} seeds | exact | native | difference |")
+    print("| --- | --- | --- | --- |")
+    for name, entry in p.models.items():
+        if entry.task != "classification":
+            continue
+        values = [[accuracy(p, name, kind, s) for s in SEEDS] for kind in get_args(Arithmetic)]
+        means = [statistics.mean(column) for column in values]
+        cells = [f"{statistics.mean(v):.4f} ± {statistics.stdev(v):.4f}" for v in values]
+        points = 100 * (means[0] - means[1])
+        print(f"| {name} | {' | '.join(cells)} | {points:+.3f} points |", flush=True)
 
 
 if __name__ == "__main__":
-    print(f"| accuracy, {len(SEEDS)} seeds | exact | native | difference |")
-    print("| --- | --- | --- | --- |")
-    for name in ("softmax_regression", "mlp"):
-        exact, native = (
-            [accuracy(name, arithmetic, seed) for seed in SEEDS]
-            for arithmetic in ("exact", "native")
-        )
-        columns = [
-            f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
-            for values in (exact, native)
-        ]
-        points = 100 * (statistics.mean(exact) - statistics.mean(native))
-        print(f"| {name} | {' | '.join(columns)} | {points:+.3f} points |", flush=True)
+    main()

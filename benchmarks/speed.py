@@ -14,72 +14,77 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import FashionMNIST
 
 import exact
-from benchmarks.clones import clone
-from lab import datasets, models, params, repository, training
+from lab import networks, params, training
 from lab.datasets import Examples
-from lab.download import CONTENTS, fetch
-from lab.params import Arithmetic, ModelName
+from lab.download import fetch
+from lab.networks import Model
+from lab.schema import Arithmetic, Params, folder
+from tracking.repository import clone, environment
 
+DATA = folder("fashion_mnist")
 ROUNDS = 5
 STEPS = 20
 
 
-def ours(name: ModelName, p: params.Params, arithmetic: Arithmetic) -> float:
+def ours(name: str, p: Params, arithmetic: Arithmetic) -> float:
     """Images per second of one epoch of our training, its validation included."""
-    train, validation = datasets.load_training(name, p)
+    train, validation = p.dataset(name).load_training(DATA, p.seed)
     return len(train.targets) / seconds(name, p, arithmetic, train, validation)
 
 
+def built(name: str, p: Params, features: Tensor) -> Model:
+    """The model before training."""
+    return networks.build(p.models[name].kind, p.architecture(name), features, 10, p.seed)
+
+
 def seconds(
-    name: ModelName, p: params.Params, arithmetic: Arithmetic, train: Examples,
-    validation: Examples,
-) -> float:  # fmt: skip
+    name: str, p: Params, arithmetic: Arithmetic, train: Examples, validation: Examples
+) -> float:
     """The time of one epoch."""
-    model = models.build(models.architecture(name, p), p.seed)
+    model, task = built(name, p, train.features), p.dataset(name).task
     settings = p.training(name).model_copy(update={"epochs": 1})
     started = time.perf_counter()
-    with training.arithmetic(arithmetic):
-        training.train(model, train, validation, settings, p.lr, p.seed)
+    with training.arithmetic(arithmetic, p.seed):
+        training.train(model, task, train, validation, settings, p.lr, p.seed)
     return time.perf_counter() - started
 
 
-def the_books(name: ModelName, p: params.Params, data: FashionMNIST) -> float:
+def the_books(name: str, p: Params, data: FashionMNIST) -> float:
     """Images per second of one epoch of the book's loop: dataset, ToTensor, DataLoader."""
     settings = p.training(name)
-    model = nn.Sequential(nn.Flatten(), models.build(models.architecture(name, p), p.seed))
-    optimizer = torch.optim.SGD(
-        model.parameters(), p.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    network = built(name, p, torch.zeros(1, 1, 28, 28)).network
+    optimizer = settings.optimizer.create(network.parameters(), p.lr)
     started = time.perf_counter()
     for images, labels in DataLoader(data, settings.batch_size, shuffle=True):
-        loss = nn.functional.cross_entropy(model(images), labels)
+        loss = nn.functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return len(data) / (time.perf_counter() - started)
 
 
-def with_mlp(p: params.Params, **changes: Any) -> params.Params:
+def with_mlp(p: Params, **changes: Any) -> Params:
     """The parameters with changes to the multilayer perceptron's."""
-    return p.model_copy(update={"mlp": p.mlp.model_copy(update=changes)})
+    return p.model_copy(update={"mlp": p.training("mlp").model_copy(update=changes)})
 
 
-def training_speed(folder: Path) -> None:
+def training_speed(temporary: Path) -> None:
     """Print images per second of all loops for both classifiers, and for a deeper network."""
     p = params.load()
-    raw = folder / "FashionMNIST/raw"
+    raw = temporary / "FashionMNIST/raw"
     raw.mkdir(parents=True)
-    for name, contents in fetch(list(CONTENTS), FashionMNIST.mirrors).items():
+    assert p.download  # noqa: S101 -- params.yaml has Fashion-MNIST
+    for name, contents in fetch(p.download, "FASHION_MNIST_MIRROR").items():
         (raw / name.removesuffix(".gz")).write_bytes(contents)
-    data = FashionMNIST(str(folder), transform=transforms.ToTensor())
+    data = FashionMNIST(str(temporary), transform=transforms.ToTensor())
     print(f"{'images per second':20} {'exact':>9} {'native':>9} {'book':>9}")
-    trained: dict[str, tuple[ModelName, params.Params]] = {
+    trained = {
         "softmax_regression": ("softmax_regression", p),
         "mlp": ("mlp", p),
         "mlp, hidden 256-128": ("mlp", with_mlp(p, hidden=(256, 128))),
@@ -103,7 +108,7 @@ def head(examples: Examples, n: int) -> Examples:
 def growth() -> None:
     """Print how long a step takes as the hidden layer and the batch grow, and the ratio."""
     p = params.load()
-    train, _ = datasets.load_training("mlp", p)
+    train, _ = p.dataset("mlp").load_training(DATA, p.seed)
     print(f"\n{'milliseconds a step':20} {'exact':>9} {'native':>9} {'ratio':>6}")
     for width, batch in [(w, 256) for w in (64, 256, 1024, 4096)] + [(256, b) for b in (64, 1024)]:
         q = with_mlp(p, hidden=(width,), batch_size=batch)
@@ -117,7 +122,7 @@ def growth() -> None:
         print(f"{name:20} {slow:9.1f} {fast:9.1f} {slow / fast:6.1f}")
 
 
-def pipeline_time(folder: Path) -> None:
+def pipeline_time(temporary: Path) -> None:
     """Print the seconds of `dvc repro` in a fresh clone, and of the plain script."""
     commands = {
         "pipeline": ["dvc", "repro", "--quiet"],
@@ -126,10 +131,10 @@ def pipeline_time(folder: Path) -> None:
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(ROUNDS):
         for name, command in commands.items():
-            checkout = folder / "clone"
+            checkout = temporary / "clone"
             clone(checkout)
             started = time.perf_counter()
-            subprocess.run(command, cwd=checkout, env=repository.environment(), check=True)
+            subprocess.run(command, cwd=checkout, env=environment(), check=True)
             taken[name].append(time.perf_counter() - started)
             shutil.rmtree(checkout)
     pipeline, plain = (statistics.median(side) for side in taken.values())
@@ -139,8 +144,8 @@ def pipeline_time(folder: Path) -> None:
 
 if __name__ == "__main__":
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {ROUNDS}\n")
-    with tempfile.TemporaryDirectory() as temporary:
-        training_speed(Path(temporary))
+    with tempfile.TemporaryDirectory() as new:
+        training_speed(Path(new))
     growth()
-    with tempfile.TemporaryDirectory() as temporary:
-        pipeline_time(Path(temporary))
+    with tempfile.TemporaryDirectory() as new:
+        pipeline_time(Path(new))

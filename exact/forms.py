@@ -471,6 +471,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten._foreach_add_.Tensor: _foreach_(_add_),
     aten._foreach_mul.Scalar: aten._foreach_mul.Scalar,
     aten._foreach_mul.ScalarList: _foreach(torch.mul),
+    aten._foreach_mul_.ScalarList: _foreach_(Tensor.mul_),
     aten._foreach_mul_.Scalar: _counted(aten._foreach_mul_.Scalar),
     aten._foreach_mul_.Tensor: _foreach_(Tensor.mul_),
     aten._foreach_neg.default: _foreach(torch.neg),

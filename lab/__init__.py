@@ -1,1 +1,1 @@
-"""The nouns that the stages share: parameters, data sets, models, training, tracking."""
+"""What the pipeline computes: parameters, data sets, models, training, evaluation."""

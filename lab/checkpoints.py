@@ -1,8 +1,8 @@
 """What a killed training continues from.
 
-A checkpoint lies outside DVC's outputs, which DVC removes before a stage runs. Its name is the
-digest of all that determines the result, so that code, data or parameters other than those
-that wrote it never meet it.
+A checkpoint is kept outside DVC's outputs, which DVC removes before a stage runs. Its file name is
+the digest of all that determines the result: a change of code, data or parameters changes the
+name, so a stale checkpoint is never loaded.
 """
 
 import hashlib
@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lab import files, workspace
-from lab.params import DATA, ModelName, Params
+from lab import schema
+from lab.common import files, workspace
+from lab.schema import Params
 
-INTERVAL = 10.0  # seconds from one to the next: a shorter training writes none
-KEPT = 7 * 24 * 3600  # seconds that a training which nobody went on with is kept for
+INTERVAL = 10.0  # seconds between two checkpoints: a shorter training writes none
+KEPT = 7 * 24 * 3600  # unused checkpoints are deleted after a week (in seconds)
 
 
 class Saved(NamedTuple):
@@ -32,7 +33,7 @@ class Saved(NamedTuple):
 
 
 class Checkpoint:
-    """The place of one training's checkpoint; `saved` is what an earlier process left there."""
+    """One training's checkpoint; `saved` is what an earlier process left there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,17 +45,17 @@ class Checkpoint:
         return time.monotonic() - self._last >= INTERVAL
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Replace the file at once by this state. A full disk does not stop the training."""
+        """Replace the file by this state. A full disk does not stop the training."""
         text = json.dumps(state)
-        said = json.dumps({"sha256": self._digest(tensors, text), "state": text})
+        metadata = json.dumps({"sha256": self._digest(tensors, text), "state": text})
         try:
-            files.write_tensors(self.path, tensors, ("checkpoint", said))
+            files.write_tensors(self.path, tensors, ("checkpoint", metadata))
         except OSError as error:
             print(f"going on without a checkpoint: {files.one_line(error)}", file=sys.stderr)
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """Forget it: the training is complete."""
+        """Delete it: the training is complete."""
         self.path.unlink(missing_ok=True)
 
     def _load(self) -> Saved | None:
@@ -62,9 +63,9 @@ class Checkpoint:
             return None
         try:
             tensors, metadata = files.read_tensors(self.path)
-            said = json.loads(metadata["checkpoint"])
-            if said["sha256"] == self._digest(tensors, said["state"]):
-                return Saved(tensors, json.loads(said["state"]))
+            saved = json.loads(metadata["checkpoint"])
+            if saved["sha256"] == self._digest(tensors, saved["state"]):
+                return Saved(tensors, json.loads(saved["state"]))
         except (files.InputError, ValueError, KeyError, TypeError, RecursionError):
             pass
         return None  # damaged: the training begins anew, and will replace it
@@ -78,8 +79,8 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def find(model: ModelName, params: Params, device: torch.device) -> Checkpoint:
-    """The checkpoint of this very training, in the main repository; old ones of any are removed."""
+def find(model: str, params: Params, device: torch.device) -> Checkpoint:
+    """This training's checkpoint, in the main repository; old ones of any training are removed."""
     folder = workspace.main_root() / workspace.NOTES / "checkpoints"
     if folder.exists():
         for path in folder.iterdir():
@@ -88,14 +89,15 @@ def find(model: ModelName, params: Params, device: torch.device) -> Checkpoint:
     return Checkpoint(folder / f"{key(model, params, device)}.safetensors")
 
 
-def key(model: ModelName, params: Params, device: torch.device) -> str:
-    """A sha256 over parameters, code, data, PyTorch's release, and where it matters the machine."""
+def key(model: str, params: Params, device: torch.device) -> str:
+    """A sha256 over parameters, code, data, PyTorch's release, and for native the machine."""
+    data = schema.folder(params.models[model].data)
     read = [path for folder in workspace.CODE for path in Path(folder).rglob("*.py")]
-    read += [path for path in DATA[model].rglob("*") if path.is_file()]
+    read += [path for path in data.rglob("*") if path.is_file()]
     native = params.arithmetic == "native"
     determines = {
         "model": model,
-        "params": params.seen_by(model),
+        "params": params.flat(model),
         "files": {path.as_posix(): files.sha256(path) for path in sorted(read)},
         "torch": torch.__version__,
         "machine": [str(device), platform.processor(), torch.get_num_threads()] if native else None,

@@ -1,8 +1,8 @@
-"""The four archives of Fashion-MNIST, from the first source that delivers the true contents.
+"""Archives, from the first source that delivers the contents that are expected.
 
-Mirrors come and go, some serve an error page with status 200, and each compresses
-anew. So a source is believed for nothing: what counts is the sha256 of the
-decompressed contents, checked before anything is parsed or written.
+Mirrors come and go, some serve an error page with status 200, and each compresses anew. So no
+source is trusted: the size and sha256 of the decompressed contents are checked before anything is
+parsed or written.
 """
 
 import contextlib
@@ -17,97 +17,114 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
-import requests
-import urllib3
-from tqdm import tqdm
+from pydantic import Field
 
-from lab.files import InputError, root_cause
+from lab.common.files import InputError, root_cause
+from lab.common.settings import Strict
 
-# Name of the archive: size and sha256 of its decompressed contents.
-CONTENTS = {
-    "train-images-idx3-ubyte.gz": (
-        47_040_016,
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    ),
-    "train-labels-idx1-ubyte.gz": (
-        60_008,
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    ),
-    "t10k-images-idx3-ubyte.gz": (
-        7_840_016,
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    ),
-    "t10k-labels-idx1-ubyte.gz": (
-        10_008,
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ),
-}
-MIRRORS = (
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-    "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
-)
-PACKAGE = "dataset-fashion-mnist"
-DEBIAN = f"Debian's package {PACKAGE}"
-TIMEOUT = (5, 20)  # seconds to connect, and between two pieces of an answer
-DEADLINE = 600  # seconds for one archive or one command
+APT = "apt:"  # what the name of a package of the distribution begins with
 CHUNK = 1 << 16  # bytes
-LARGEST = 64 << 20  # bytes; more than any of the four, even stored without compression
+LARGEST = 64 << 20  # bytes; more than any of the archives, even stored without compression
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Name = Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
+
+
+class Archive(Strict):
+    """What a gzip archive holds: the number of bytes and the sha256 of its contents."""
+
+    bytes: Annotated[int, Field(ge=1, le=LARGEST)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Download(Strict):
+    """Where archives are downloaded from, and what they hold."""
+
+    sources: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=20)]
+    connect_timeout: Seconds
+    read_timeout: Seconds
+    deadline: Seconds
+    archives: Annotated[dict[Name, Archive], Field(min_length=1, max_length=100)]
 
 
 class SourceError(Exception):
     """This source does not deliver; the message is one line."""
 
 
-def fetch(names: list[str], mirrors: list[str]) -> dict[str, bytes]:
-    """The decompressed contents of the named archives, each the true ones.
+def fetch(settings: Download, variable: str) -> dict[str, bytes]:
+    """The decompressed contents of all archives, by name, each as expected.
 
-    Sources, in this order: FASHION_MNIST_MIRROR (a folder or URL) where it is set,
-    the given mirrors, MIRRORS, and Debian's package where apt exists. What one
-    source delivered is kept when the next is asked for the rest. Raises InputError,
-    which says why each failed, when none is left.
+    The sources are asked in their order, after that of the environment's variable where it is
+    set. What one source delivered is kept when the next is asked for the rest. Raises InputError
+    for a source that is no folder, URL or package, and where no source is left, with the reason
+    why each failed.
     """
+    sources = [(source, "params.yaml: download.sources") for source in settings.sources]
+    if own := os.environ.get(variable):
+        sources.insert(0, (own, variable))
+    for source, where in sources:
+        _require_source(source, where)
     contents: dict[str, bytes] = {}
     failures = []
-    own = os.environ.get("FASHION_MNIST_MIRROR")
-    for place in [*([own] if own else []), *mirrors, *MIRRORS, DEBIAN]:
+    for source, _ in sources:
         try:
-            with _source(place) as read:
-                for name in names:
+            with _opened(source, settings) as read:
+                for name, archive in settings.archives.items():
                     if name not in contents:
-                        contents[name] = _verified(name, read(name))
+                        contents[name] = _verified(name, read(name), archive)
             return contents
         except SourceError as error:
-            failures.append(f"{place}: {error}")
-            tqdm.write(failures[-1], file=sys.stderr)
-    raise InputError("no source delivers Fashion-MNIST: " + "; ".join(failures))
+            failures.append(f"{source}: {error}")
+            print(failures[-1], file=sys.stderr)
+    raise InputError("no source delivers the archives: " + "; ".join(failures))
+
+
+def _require_source(source: str, where: str) -> None:
+    """Raise InputError for anything but a folder, a URL or a package."""
+    try:
+        if source.startswith(APT):
+            valid = source.removeprefix(APT).replace("-", "").isalnum()
+        elif "://" in source:
+            url = urlsplit(source)
+            valid = url.scheme in ("http", "https") and bool(url.hostname)
+        else:
+            valid = bool(source) and Path(source).is_dir()
+    except (ValueError, OSError):  # as of http://[/ or a name that is too long
+        valid = False
+    if not valid:
+        raise InputError(
+            f"{where}: expected a folder, the URL of one, or {APT}PACKAGE, found {source}"
+        )
 
 
 @contextlib.contextmanager
-def _source(place: str) -> Iterator[Callable[[str], bytes]]:
+def _opened(source: str, settings: Download) -> Iterator[Callable[[str], bytes]]:
     """A function from the name of an archive to its bytes, which may raise SourceError."""
-    if place == DEBIAN:
-        with tempfile.TemporaryDirectory(prefix="fashion-mnist-") as folder:
-            archives = _debian_package(Path(folder))
-            yield lambda name: _read(archives / name)
-    elif "://" in place:
-        yield lambda name: _download(f"{place.rstrip('/')}/{name}")
+    if source.startswith(APT):
+        with tempfile.TemporaryDirectory(prefix="package-") as folder:
+            package = _unpacked(source.removeprefix(APT), Path(folder), settings.deadline)
+            files = {path.name: path for path in package.rglob("*") if path.is_file()}
+            yield lambda name: _read(files.get(name, package / name))
+    elif "://" in source:
+        yield lambda name: _downloaded(f"{source.rstrip('/')}/{name}", settings)
     else:
-        yield lambda name: _read(Path(place, name))
+        yield lambda name: _read(Path(source, name))
 
 
-def _verified(name: str, archive: bytes) -> bytes:
-    """The contents of the archive, if they are the true ones."""
-    size, digest = CONTENTS[name]
+def _verified(name: str, archive: bytes, expected: Archive) -> bytes:
+    """The contents of the archive, if they are as expected."""
     try:
         # To the end and one byte more: only there are the checksum and what follows it
         # met, and an archive that would fill the memory is left at that byte.
-        contents = gzip.GzipFile(fileobj=io.BytesIO(archive)).read(size + 1)
+        contents = gzip.GzipFile(fileobj=io.BytesIO(archive)).read(expected.bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{name} is damaged: {error}") from error
-    if len(contents) != size or hashlib.sha256(contents).hexdigest() != digest:
-        raise SourceError(f"{name} holds something else than Fashion-MNIST")
+    if len(contents) != expected.bytes or hashlib.sha256(contents).hexdigest() != expected.sha256:
+        raise SourceError(f"{name} holds something else than is expected")
     return contents
 
 
@@ -120,22 +137,25 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise SourceError(f"{path.name}: {error.strerror}") from error
     if len(archive) > LARGEST:
-        raise SourceError(f"{path.name} is larger than any archive of Fashion-MNIST")
+        raise SourceError(f"{path.name} is larger than any archive that is expected")
     return archive
 
 
-def _download(url: str) -> bytes:
+def _downloaded(url: str, settings: Download) -> bytes:
+    import requests
+    import urllib3
+    from tqdm import tqdm
+
     name = url.rpartition("/")[2]
     archive = bytearray()
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + settings.deadline
+    timeout = (settings.connect_timeout, settings.read_timeout)
+    bar = partial(tqdm, desc=name, unit="B", unit_scale=True, disable=None, leave=False)
     try:
         with (
-            requests.get(url, stream=True, timeout=TIMEOUT) as answer,
-            tqdm(
-                total=answer.raw.length_remaining or None,
-                desc=name, unit="B", unit_scale=True, disable=None, leave=False,
-            ) as progress,
-        ):  # fmt: skip
+            requests.get(url, stream=True, timeout=timeout) as answer,
+            bar(total=answer.raw.length_remaining or None) as progress,
+        ):
             answer.raise_for_status()
             # The raw bytes: a server may declare the archive's own gzip as transport encoding.
             # And what has come so far, as a server may send a byte at a time.
@@ -145,13 +165,15 @@ def _download(url: str) -> bytes:
                 if len(archive) > LARGEST:
                     raise SourceError(f"{name}: the answer does not end")
                 if time.monotonic() > deadline:
-                    raise SourceError(f"{name}: not complete after {DEADLINE} seconds")
+                    raise SourceError(f"{name}: not complete after {settings.deadline:g} seconds")
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         raise SourceError(f"{name}: {_reason(error)}") from error
     return bytes(archive)
 
 
 def _reason(error: BaseException) -> str:
+    import requests
+
     if isinstance(error, requests.HTTPError):
         return f"status {error.response.status_code}"
     if isinstance(error, requests.TooManyRedirects):
@@ -159,8 +181,8 @@ def _reason(error: BaseException) -> str:
     return root_cause(error)
 
 
-def _debian_package(folder: Path) -> Path:
-    """Fetch and unpack the package below `folder`; return where its archives lie.
+def _unpacked(package: str, folder: Path, deadline: float) -> Path:
+    """Fetch and unpack the package below `folder`; return where its files are.
 
     By apt with all of its state below `folder`: no rights needed, nothing installed,
     and the system's lists, cache and hooks left alone.
@@ -186,23 +208,30 @@ def _debian_package(folder: Path) -> Path:
         '''
     )
     apt = ["apt-get", "--quiet=2", f"--config-file={settings}"]
-    _command([*apt, "update"], folder)
-    _command([*apt, "download", PACKAGE], folder)
-    packages = list(folder.glob(f"{PACKAGE}_*.deb"))
+    _command([*apt, "update"], folder, deadline)
+    _command([*apt, "download", package], folder, deadline)
+    packages = list(folder.glob(f"{package}_*.deb"))
     if len(packages) != 1:
         raise SourceError("apt-get download brought no package")
-    _command(["dpkg-deb", "--extract", str(packages[0]), "contents"], folder)
-    return folder / "contents/usr/share/datasets/fashion-mnist"
+    _command(["dpkg-deb", "--extract", str(packages[0]), "contents"], folder, deadline)
+    return folder / "contents"
 
 
-def _command(command: list[str], folder: Path) -> None:
+def _command(command: list[str], folder: Path, deadline: float) -> None:
     try:
         subprocess.run(
-            command, cwd=folder, check=True, timeout=DEADLINE, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            command,
+            cwd=folder,
+            check=True,
+            timeout=deadline,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
     except subprocess.TimeoutExpired as error:
-        raise SourceError(f"{command[0]}: not done after {DEADLINE} seconds") from error
+        raise SourceError(f"{command[0]}: not done after {deadline:g} seconds") from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
         raise SourceError(f"{command[0]}: {last}") from error

@@ -1,52 +1,26 @@
-"""The parameters: `params.yaml`, parsed once into frozen values or refused in one line."""
+"""`params.yaml`, read once into frozen parameters or refused in one line."""
 
 import contextlib
+import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import NoneType
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import (
-    AliasEvent,
-    CollectionEndEvent,
-    CollectionStartEvent,
-    ScalarEvent,
-)
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 from ruamel.yaml.reader import ReaderError
 
-from lab.files import InputError, one_line
+from lab import schema
+from lab.common.files import InputError, one_line
+from lab.schema import Params
 
-ModelName = Literal["linear_regression", "softmax_regression", "mlp"]
-MODELS: tuple[ModelName, ...] = get_args(ModelName)
-REGRESSION = Path("data/regression")
-FASHION_MNIST = Path("data/fashion_mnist")
-DATA: dict[ModelName, Path] = {
-    "linear_regression": REGRESSION,
-    "softmax_regression": FASHION_MNIST,
-    "mlp": FASHION_MNIST,
-}
-
-Arithmetic = Literal["exact", "native"]
-Activation = Literal["relu", "sigmoid", "tanh"]
-Examples = Annotated[int, Field(ge=1, le=1_000_000)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Value = Annotated[float, Field(ge=-1e6, le=1e6)]
-# A YAML list becomes a tuple: the container is converted, what it holds is not.
-Widths = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=65_536)], ...],
-    Field(strict=False, min_length=1, max_length=64),
-]
-Weights = Annotated[tuple[Value, ...], Field(strict=False, min_length=1, max_length=100)]
+PATH = Path("params.yaml")
 DEPTH = 5  # lists and sections within each other; ours have 3
-LARGEST = 100_000  # characters of a file of parameters; ours has 3,000
-PIXELS = 28 * 28
-CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+LARGEST = 100_000  # characters of a file of parameters; ours has 5,000
 
 
 class ParamsError(InputError):
@@ -55,89 +29,7 @@ class ParamsError(InputError):
     exit_code = 2
 
 
-class Strict(BaseModel):
-    """Refuses unknown keys, conversions (a bool is no int, a string no number), NaN, infinity."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RegressionData(Strict):
-    """The synthetic data set y = Xw + b + noise."""
-
-    train: Examples
-    validation: Examples
-    test: Examples
-    weights: Weights
-    bias: Value
-    noise: Annotated[float, Field(ge=0, le=1e6)]
-
-    @model_validator(mode="after")
-    def _determined(self) -> "RegressionData":
-        unknowns = len(self.weights) + 1
-        if self.train < unknowns:
-            raise ValueError(f"train of at least {unknowns}, the number of weights and bias")
-        return self
-
-
-class FashionMNIST(Strict):
-    """How the 60,000 training images of Fashion-MNIST are split."""
-
-    validation: Annotated[int, Field(ge=1, le=59_999)]
-
-
-class Training(Strict):
-    """Mini-batch stochastic gradient descent."""
-
-    epochs: Annotated[int, Field(ge=1, le=10_000)]
-    batch_size: Examples
-    momentum: Share
-    weight_decay: Annotated[float, Field(ge=0, le=1)]
-    lr_schedule: Literal["constant", "linear"]
-
-
-class MLP(Training):
-    """A multilayer perceptron and its training."""
-
-    hidden: Widths
-    activation: Activation
-    dropout: Share
-
-
-class Params(Strict):
-    """All of `params.yaml`."""
-
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-    lr: Annotated[float, Field(gt=0, le=1e6)]
-    arithmetic: Arithmetic
-    regression_data: RegressionData
-    fashion_mnist: FashionMNIST
-    linear_regression: Training
-    softmax_regression: Training
-    mlp: MLP
-
-    def training(self, model: ModelName) -> Training:
-        """The section of one model."""
-        section: Training = getattr(self, model)
-        return section
-
-    def shape(self, model: ModelName) -> tuple[int, int]:
-        """The model's number of inputs and outputs."""
-        if model == "linear_regression":
-            return len(self.regression_data.weights), 1
-        return PIXELS, len(CLASSES)
-
-    def seen_by(self, model: ModelName) -> dict[str, Any]:
-        """All that the model's result depends on, by the same names for every model."""
-        section = "regression_data" if model == "linear_regression" else "fashion_mnist"
-        data = getattr(self, section).model_dump()
-        return (
-            {"seed": self.seed, "lr": self.lr, "arithmetic": self.arithmetic}
-            | self.training(model).model_dump()
-            | {f"{section}.{key}": value for key, value in data.items()}
-        )
-
-
-def load(path: Path = Path("params.yaml")) -> Params:
+def load(path: Path = PATH) -> Params:
     """Read and check all parameters. Raises ParamsError, whose message is one line."""
     try:
         if path.is_fifo():  # whose other end may never come
@@ -153,7 +45,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise ParamsError(f"{path}: expected text in UTF-8, found other bytes") from error
 
 
-def parse(text: str, path: Path = Path("params.yaml")) -> Params:
+def parse(text: str, path: Path = PATH) -> Params:
     """Check all parameters. Raises ParamsError, whose message is one line, and names `path`."""
     try:
         _require_plain(text, path)
@@ -163,10 +55,12 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
         raise
     except Exception as error:  # beside its own, it has those of whatever it stumbles over
         raise ParamsError(f"{path}: {_yaml_problem(error, text)}") from error
+    kind: type[Params] = Params
     try:
-        return Params.model_validate(tree)
+        kind = schema.schema_of(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_first_problem(error)}") from error
+        raise ParamsError(f"{path}: {_first_problem(error, kind)}") from error
 
 
 def _require_plain(text: str, path: Path) -> None:
@@ -215,35 +109,74 @@ def _printable(text: str) -> str:
     return text if text.isprintable() and len(text) <= 60 else reprlib.repr(text)
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, kind: type[Params]) -> str:
     # A misspelt key is both unknown and missing: what was typed explains more.
     problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
     first = problems[0]
-    key = ".".join(_printable(str(part)) for part in first["loc"]) or "the file"
+    keys, accepted = _located(first["loc"], kind)
+    key = ".".join(_printable(str(part)) for part in keys) or "the file"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     found = reprlib.repr(first["input"])  # short, also of aliases that unfold without end
     found = found if len(found) <= 60 else found[:57] + "..."
-    message = first["msg"].replace("Input should be ", "")
+    message = re.sub("^(Input should be|(String|Tuple|Dictionary) should have) ", "", first["msg"])
     match first["type"]:
         case "missing":
             return f"{key}: this key is missing{more}"
         case "extra_forbidden":
-            return f"{key}: unknown key; accepted here: {', '.join(_siblings(first['loc']))}{more}"
+            return f"{key}: unknown key; accepted here: {', '.join(accepted)}{more}"
         case "invalid_key":
             return f"{key}: expected the name of a parameter as key{more}"
         case "value_error":
-            return f"{key}: expected {message.removeprefix('Value error, ')}{more}"
-        case "model_type":
+            said = message.removeprefix("Value error, ")
+            if isinstance(first["input"], str):
+                return f"{key} = {found}: expected {said}{more}"
+            return f"{key}: expected {said}{more}"
+        case "union_tag_invalid":
+            found = reprlib.repr(first["ctx"]["tag"])
+            message = first["ctx"]["expected_tags"].replace("'", "")
+        case "union_tag_not_found" | "model_attributes_type":
+            message = "a name, or a section with a name"
+        case "model_type" | "dict_type":
             message = "a section of keys and values"
         case "tuple_type":
             message = "a list"
         case "too_short" | "too_long":
-            message = message.replace("Tuple should have ", "").replace(" after validation,", ",")
+            message = message.replace(" after validation,", ",")
+        case "string_pattern_mismatch":
+            message = f"a text that matches {first['ctx']['pattern']}"
     return f"{key} = {found}: expected {message}{more}"
 
 
-def _siblings(location: tuple[Any, ...]) -> list[str]:
-    section: Any = Params
-    for key in location[:-1]:
-        section = section.model_fields[key].annotation
-    return list(section.model_fields)
+def _located(location: tuple[Any, ...], kind: Any) -> tuple[list[Any], list[str]]:
+    """The keys of the file that lead to a problem, and those that are accepted at its place.
+
+    Pydantic's location also has the names of choices, such as an optimiser's, and "[key]" after
+    a key that is wrong.
+    """
+    keys: list[Any] = []
+    accepted = list(Params.model_fields)
+    for part in location:
+        fields = getattr(kind, "model_fields", {})
+        accepted = list(fields) or accepted
+        if part == "[key]":
+            continue
+        if kind and not fields and part in (choices := dict(_choices(kind))):
+            kind = choices[part]
+            continue
+        keys.append(part)
+        if part in fields:
+            kind = fields[part].annotation
+            if (optional := get_args(kind)) and optional[-1] is NoneType:
+                kind = optional[0]
+        else:  # of a dict or a tuple, what it holds
+            kind = get_args(kind)[-1] if get_args(kind) else None
+    return keys, accepted
+
+
+def _choices(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The classes of a union, by the name that chooses each."""
+    for part in get_args(annotation):
+        if "name" in getattr(part, "model_fields", {}):
+            yield get_args(part.model_fields["name"].annotation)[0], part
+        else:
+            yield from _choices(part)

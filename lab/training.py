@@ -1,4 +1,4 @@
-"""Mini-batch stochastic gradient descent, and what is watched while it runs."""
+"""Training: mini-batch gradient descent, and what is watched while it runs."""
 
 import contextlib
 import dataclasses
@@ -11,37 +11,47 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 import exact
 from exact import random
+from lab.common.files import InputError
 from lab.datasets import Examples
-from lab.files import InputError
-from lab.models import Dropout, Network, linear_layers, predict
-from lab.params import Arithmetic, Training
+from lab.networks import Model, layers
+from lab.optimizers import Training
+from lab.schema import Arithmetic
+from lab.tasks import Task, correct
 
 if TYPE_CHECKING:
     from lab.checkpoints import Checkpoint, Saved
 
+NORM_EVERY = 10  # steps; at each step it would take a fifth of the time
+
 
 @contextlib.contextmanager
-def arithmetic(kind: Arithmetic) -> Iterator[None]:
+def arithmetic(kind: Arithmetic, seed: int | None = None) -> Iterator[None]:
     """Compute exactly, or as PyTorch does on this machine, within the block.
 
-    Raises InputError where exact arithmetic lacks an operation or the machine's support.
+    PyTorch's own random operations, such as dropout, follow from the seed. Raises InputError
+    where exact arithmetic lacks an operation or the machine's support.
     """
+    if seed is not None:  # else dropout would draw the numbers that the weights were drawn from
+        seed = int(random.integers((1,), seed, "training"))
     if kind == "native":
         before = torch.are_deterministic_algorithms_enabled()
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which a GPU needs for it
         torch.use_deterministic_algorithms(True)
         try:
-            yield
+            with torch.random.fork_rng():
+                if seed is not None:
+                    torch.manual_seed(seed)
+                yield
         finally:
             torch.use_deterministic_algorithms(before)
         return
     try:
-        with exact.mode():
+        with exact.mode(seed=seed):
             yield
     except (exact.NotExactError, exact.MachineError) as error:
         raise InputError(f"exact arithmetic: {error}") from error
@@ -50,24 +60,24 @@ def arithmetic(kind: Arithmetic) -> Iterator[None]:
 def device() -> torch.device:
     """The GPU where there is one, else the CPU; the environment's DEVICE=cpu or cuda overrules.
 
-    No parameter of an experiment, as results do not depend on it. Raises InputError for
+    It is no parameter of an experiment, as results do not depend on it. Raises InputError for
     another DEVICE, or a GPU that is not there.
     """
-    asked = os.environ.get("DEVICE", "")
-    if asked not in ("", "cpu", "cuda"):
-        raise InputError(f"DEVICE: expected cpu or cuda, found {asked}")
-    if asked == "cpu" or not torch.cuda.is_available():
-        if asked == "cuda":
-            raise InputError("DEVICE: cuda is asked for, and PyTorch finds no GPU")
+    name = os.environ.get("DEVICE", "")
+    if name not in ("", "cpu", "cuda"):
+        raise InputError(f"DEVICE: expected cpu or cuda, found {name}")
+    if name == "cpu" or not torch.cuda.is_available():
+        if name == "cuda":
+            raise InputError("DEVICE: expected cpu, as PyTorch finds no GPU; found cuda")
         return torch.device("cpu")
     return torch.device("cuda")
 
 
-NORM_EVERY = 10  # steps; at each one it would take a fifth of the time
-
-
 class DivergedError(InputError):
-    """The loss is no longer a number. `history` has the epochs before, and the begun one's loss."""
+    """The loss is no longer finite.
+
+    `history`: completed epochs, plus the partial loss of the current one.
+    """
 
     def __init__(self, message: str, history: list[dict[str, Any]]) -> None:
         super().__init__(message)
@@ -75,17 +85,18 @@ class DivergedError(InputError):
 
 
 @dataclasses.dataclass
-class Position:
-    """Where a training stands, between two steps: what the next row of the history is made of.
+class TrainState:
+    """Where a training is between two steps: what the next row of the history is made of.
 
-    `norms` are the gradients', by layer; `history` has a row for each epoch done.
+    `norms`: the gradient norms of the current epoch, by layer. `history`: a row for each
+    completed epoch.
     """
 
     epoch: int = 1
     step: int = 0  # steps done in this epoch
-    examples: int = 0  # met in them
+    examples: int = 0  # examples in them
     loss_sum: float = 0.0  # over these examples
-    correct: int = 0  # of them
+    correct: int = 0  # of them, where there are classes
     norms: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -97,42 +108,9 @@ def minibatches(
     yield from random.permutation(n, seed, "order of examples", epoch).to(device).split(size)
 
 
-def squared_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """½(ŷ - y)² per example, (N, 1) -> (N,). As in the book, with the ½ that nn.MSELoss lacks.
-
-    Raises ValueError where the shapes differ: (N, 1) - (N,) would be (N, N) without a word.
-    """
-    if predictions.shape != targets.shape:
-        raise ValueError(f"shapes differ: {tuple(predictions.shape)}, {tuple(targets.shape)}")
-    return (0.5 * (predictions - targets) ** 2).squeeze(1)
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(logits) at the label, per example, (N, classes), (N,) -> (N,)."""
-    return nn.functional.cross_entropy(logits, labels, reduction="none")
-
-
-def losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The loss per example: squared for real targets, cross-entropy for classes."""
-    return (squared_loss if targets.is_floating_point() else cross_entropy)(outputs, targets)
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of examples whose largest logit is that of their label."""
-    return int((logits.argmax(1) == labels).sum()) / len(labels)
-
-
-def measure(outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Mean loss, and for classes the accuracy."""
-    values = losses(outputs, targets)
-    result = {"loss": math.fsum(values.tolist()) / len(values)}  # rounded once
-    if not targets.is_floating_point():
-        result["accuracy"] = accuracy(outputs, targets)
-    return result
-
-
 def train(
-    model: Network,
+    model: Model,
+    task: Task,
     train: Examples,
     validation: Examples,
     settings: Training,
@@ -142,44 +120,37 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train the model in place, on the device of the examples, and return the history by epoch.
 
-    A row holds the epoch (from 1); loss and accuracy on the training examples, as met
-    on the way, before each step; both on the validation examples at the epoch's end;
-    and per layer the gradient's Euclidean norm, as the mean over every tenth step.
-    With a checkpoint, goes on from what it holds, and saves to it from time to time.
-    Raises DivergedError where the loss is NaN or infinite.
+    A row holds the epoch (from 1); the measures of the task on the training examples, as they
+    were before each step, and on the validation examples at the end of the epoch; and for each
+    layer the Euclidean norm of the gradient, as the mean over every tenth step. A checkpoint is
+    continued from, and saved to from time to time. Raises DivergedError where the loss is NaN or
+    infinite.
     """
-    model.to(train.features.device)
-    n, classify = len(train.targets), not train.targets.is_floating_point()
+    network = model.network.to(train.features.device)
+    n, classify = len(train.targets), "accuracy" in task.measures
     steps_per_epoch = math.ceil(n / settings.batch_size)
-    total = steps_per_epoch * settings.epochs
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        foreach=True,  # one call for all layers, where each call costs
-    )
-    linear = settings.lr_schedule == "linear"
-    schedule = LambdaLR(optimizer, lambda step: (total - step) / total if linear else 1.0)
-    layers = linear_layers(model)
-    at = Position()
+    steps = steps_per_epoch * settings.epochs
+    optimizer = settings.optimizer.create(network.parameters(), lr)
+    schedule = settings.schedule(optimizer, steps_per_epoch)
+    watched = layers(network)
+    at = TrainState()
     if checkpoint and checkpoint.saved:
-        at = _restore(checkpoint.saved, model, optimizer, schedule)
+        at = _restore(checkpoint.saved, network, optimizer, schedule)
 
     # No bar where standard error is a file or a pipe.
     progress = tqdm(
-        initial=schedule.last_epoch, total=total, unit="step", disable=None, leave=False
+        initial=schedule.last_epoch, total=steps, unit="step", disable=None, leave=False
     )
     with progress:
         while at.epoch <= settings.epochs:
-            model.train()
+            network.train()
             batches = minibatches(n, settings.batch_size, seed, at.epoch, train.targets.device)
             for batch in itertools.islice(batches, at.step, None):
                 features = train.features.index_select(0, batch)  # several times as fast as [batch]
                 targets = train.targets.index_select(0, batch)
-                outputs = model(features)
-                loss = losses(outputs, targets).mean()  # over the actual size of a short batch
-                model.zero_grad()
+                outputs = network(features)
+                loss = task.losses(outputs, targets).mean()  # over the size of this batch
+                network.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
@@ -190,22 +161,22 @@ def train(
                 at.examples += len(batch)
                 at.loss_sum += value * len(batch)
                 if classify:
-                    at.correct += int((outputs.argmax(1) == targets).sum())
+                    at.correct += correct(outputs, targets)
                 if at.step % NORM_EVERY == 1:
-                    for name, layer in layers.items():
+                    for name, layer in watched.items():
                         at.norms.setdefault(name, []).append(_gradient_norm(layer))
                 if checkpoint and checkpoint.due():
-                    checkpoint.save(*_state(at, model, optimizer, schedule))
+                    checkpoint.save(*_state(at, network, optimizer, schedule))
                 progress.update()
 
-            watched = measure(predict(model, validation.features), validation.targets)
-            _require_finite(watched["loss"], "in validation", at, lr)
+            measures = task.measure(model.predict(validation.features), validation.targets)
+            _require_finite(measures["loss"], "in validation", at, lr)
             row = {"epoch": at.epoch, "train_loss": at.loss_sum / n}
             if classify:
                 row["train_accuracy"] = at.correct / n
-            row |= {f"validation_{key}": value for key, value in watched.items()}
+            row |= {f"validation_{key}": value for key, value in measures.items()}
             row |= {f"gradient_norm_{k}": math.fsum(v) / len(v) for k, v in at.norms.items()}
-            at = Position(at.epoch + 1, history=[*at.history, row])
+            at = TrainState(at.epoch + 1, history=[*at.history, row])
             progress.set_postfix(
                 {k: f"{v:.4f}" for k, v in row.items() if "loss" in k or "acc" in k}
             )
@@ -213,40 +184,52 @@ def train(
 
 
 def _state(
-    at: Position, model: Network, optimizer: Optimizer, schedule: LambdaLR
+    at: TrainState, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that the next step depends on: tensors, and what JSON can say."""
+    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors["generator/cpu"] = torch.get_rng_state()
+    if next(network.parameters()).is_cuda:
+        tensors["generator/cuda"] = torch.cuda.get_rng_state()
     optimized = optimizer.state_dict()
-    momentum = {
-        f"momentum.{i}": state["momentum_buffer"]
-        for i, state in optimized["state"].items()
-        if state["momentum_buffer"] is not None
-    }
-    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    return weights | momentum, {
-        "position": dataclasses.asdict(at),
+    plain: dict[int, dict[str, Any]] = {}
+    for i, state in optimized["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{i}/{key}"] = value
+            else:
+                plain.setdefault(i, {})[key] = value
+    return tensors, {
+        "at": dataclasses.asdict(at),
+        "optimizer": plain,
         "groups": optimized["param_groups"],
         "schedule": schedule.state_dict(),
     }
 
 
-def _restore(saved: "Saved", model: Network, optimizer: Optimizer, schedule: LambdaLR) -> Position:
-    """Bring back what `_state` took, and return where training stood."""
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
-    for key, tensor in saved.tensors.items():
-        part, _, name = key.partition(".")
-        parts[part][name] = tensor
-    model.load_state_dict(parts["model"])
-    momentum = {int(i): {"momentum_buffer": tensor} for i, tensor in parts["momentum"].items()}
-    optimizer.load_state_dict({"state": momentum, "param_groups": saved.state["groups"]})
+def _restore(
+    saved: "Saved", network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+) -> TrainState:
+    """Bring back what `_state` took, and return where training was."""
+    weights = {}
+    states: dict[int, dict[str, Any]] = {int(i): s for i, s in saved.state["optimizer"].items()}
+    for name, tensor in saved.tensors.items():
+        part, _, key = name.partition("/")
+        if part == "network":
+            weights[key] = tensor
+        elif part == "optimizer":
+            index, _, key = key.partition("/")
+            states.setdefault(int(index), {})[key] = tensor
+    network.load_state_dict(weights)
+    optimizer.load_state_dict({"state": states, "param_groups": saved.state["groups"]})
     schedule.load_state_dict(saved.state["schedule"])
-    for layer in model.modules():
-        if isinstance(layer, Dropout):
-            layer.calls = schedule.last_epoch  # one a step
-    return Position(**saved.state["position"])
+    torch.set_rng_state(saved.tensors["generator/cpu"])
+    if "generator/cuda" in saved.tensors:
+        torch.cuda.set_rng_state(saved.tensors["generator/cuda"])
+    return TrainState(**saved.state["at"])
 
 
-def _require_finite(loss: float, where: str, at: Position, lr: float) -> None:
+def _require_finite(loss: float, where: str, at: TrainState, lr: float) -> None:
     if math.isfinite(loss):
         return
     history = list(at.history)
@@ -260,7 +243,7 @@ def _require_finite(loss: float, where: str, at: Position, lr: float) -> None:
 
 
 def _gradient_norm(layer: nn.Module) -> float:
-    """The Euclidean norm of the gradient of weights and bias together."""
-    gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+    """The Euclidean norm of the gradient of the layer's own parameters together."""
+    gradients = [p.grad for p in layer.parameters(recurse=False) if p.grad is not None]
     norms = [torch.linalg.vector_norm(gradient).item() for gradient in gradients]
     return math.sqrt(math.fsum(norm * norm for norm in norms))

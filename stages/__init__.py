@@ -1,7 +1,7 @@
-"""The pipeline's verbs, one script per DVC stage, run as `python -m stages.train mlp`.
+"""The stages of the pipeline, one script each, run as `python -m stages.train mlp`.
 
 This file runs before any of them, and before every program of `tools`, `benchmarks` and `tests`.
-So it is where a wrong Python is met, and where PyTorch's threads are told how to wait.
+So it checks the Python, and sets what PyTorch and MLflow read from the environment.
 """
 
 import argparse
@@ -10,12 +10,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lab.params import ModelName
 
 # Read when torch is loaded. By default a thread that waits for another spins for milliseconds. On a
 # busy machine it takes the time that the other one needs, and a step lasts a hundred times as long.
@@ -23,6 +19,17 @@ if TYPE_CHECKING:
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# Read when MLflow is loaded. A dead server should be an error soon, not after minutes.
+for _name, _value in {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
+    "PGCONNECT_TIMEOUT": "3",  # seconds
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}.items():
+    os.environ.setdefault(_name, _value)
 
 if missing := [
     name for name in ("torch", "pydantic", "ruamel") if not importlib.util.find_spec(name)
@@ -33,27 +40,26 @@ if missing := [
     )
 
 
-def model_argument(description: str) -> "ModelName":
-    """The model that the command line names, as in `python -m stages.train mlp`."""
-    from lab.params import MODELS
-
+def argument(description: str, name: str, choices: Iterable[str]) -> str:
+    """The one argument of the command line, as in `python -m stages.train mlp`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("model", choices=MODELS)
-    model: ModelName = parser.parse_args().model
-    return model
+    parser.add_argument(name, choices=list(choices))
+    return str(getattr(parser.parse_args(), name))
 
 
 def no_arguments(description: str) -> None:
-    """Refuse arguments where a stage takes none."""
+    """Refuse arguments where a program takes none."""
     argparse.ArgumentParser(description=description).parse_args()
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage, alone of its kind in this folder; errors are told as by `command`."""
-    from lab.workspace import alone
+    """Run a stage, one process at a time in this folder; errors are told as by `command`."""
+    from lab.common.workspace import exclusive_lock
 
     def stage() -> None:
-        with alone(re.sub(r"[^\w-]", "_", " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]))):
+        with exclusive_lock(
+            re.sub(r"[^\w-]", "_", " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]))
+        ):
             main()
 
     command(stage)
@@ -64,7 +70,7 @@ def command(main: Callable[[], None]) -> None:
 
     Wrong parameters exit with 2, as wrong arguments do; anything else with 1.
     """
-    from lab.files import InputError, one_line
+    from lab.common.files import InputError, one_line
 
     # As an exception, SIGTERM cleans up on its way: temporary files, an open MLflow run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

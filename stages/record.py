@@ -1,6 +1,6 @@
 """Record one trained and evaluated model as an MLflow run: results/<model>/receipt.json.
 
-The only stage with an effect outside its outputs. The receipt says what was recorded
+The only stage with an effect outside its outputs. The receipt names what was recorded
 by its contents, not by time or run, so it is the same wherever the result is.
 """
 
@@ -8,57 +8,54 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lab import datasets, files, integrity, notes, params, pictures, tracking
-from stages import model_argument, run
+from lab import networks, params, schema
+from lab.common import files, lockfile
+from stages import argument, run
+from tracking import figures
+from tracking.run import Result, fingerprint, recorded
+
+TABLES = ("history.csv", "gradients.csv", "predictions.csv", "breakdown.csv", "metrics.json")
 
 
 def main() -> None:
     """All that the other stages wrote for the model in, one MLflow run and its receipt out."""
-    name = model_argument("Record one model's results as an MLflow run.")
     p = params.load()
-    folder = Path("results", name)
-    if name == "linear_regression":
-        table = "solution.csv"
-        data = [params.REGRESSION / f"{split}.csv" for split in datasets.SPLITS]
-        inputs = [*data, params.REGRESSION / "truth.json"]
-    else:
-        table = "confusion.csv"
-        inputs = data = [params.FASHION_MNIST / f"{s}.safetensors" for s in ("train", "test")]
-    model, history, metrics = (
-        folder / f for f in ("model.safetensors", "history.csv", "metrics.json")
-    )
-    tables = [history, folder / "predictions.csv", folder / table]
-    integrity.require_unchanged(params.DATA[name], *tables, metrics, model)
-    digests = {path: files.sha256(path) for path in (*inputs, *tables, metrics, model)}
-    epochs, results = read_history(history), read_metrics(metrics)
+    name = argument("Record one model's results as an MLflow run.", "model", p.models)
+    data, folder = schema.folder(p.models[name].data), schema.results(name)
+    outputs = [folder / file for file in (*TABLES, "model.safetensors")]
+    lockfile.require_unchanged(data, *outputs)
+    inputs = sorted(path for path in data.rglob("*") if path.is_file())
+    digests = {path: files.sha256(path) for path in (*inputs, *outputs)}
+    history, metrics = read_history(folder), read_metrics(folder / "metrics.json")
+    model = networks.load(folder / "model.safetensors")
+    drawn = figures.draw(name, p, model, history)
     receipt = {path.as_posix(): digest for path, digest in digests.items()}
-    with tracking.recorded(
-        name,
-        params=p.seen_by(name),
-        history=epochs,
-        metrics=results,
-        digests=digests,
-        data=data,
-        artifacts=[*tables, metrics, Path("params.yaml")],
-        model=model,
-        shape=p.shape(name),
-        pictures=pictures.draw(name, folder, epochs),
-        description=lambda run: notes.describe(name, p, epochs, results, run),
-    ):
+    with recorded(Result(name, p, model.shape, history, metrics, digests, drawn)):
         files.write_json(
-            folder / "receipt.json",
-            {"fingerprint": tracking.fingerprint(digests), "sha256": receipt},
+            folder / "receipt.json", {"fingerprint": fingerprint(digests), "sha256": receipt}
         )
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """One row per epoch, 1 to n, with finite losses. Raises InputError for anything else."""
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """A row for each epoch, 1 to n: finite losses, measures, and the gradient norm of each layer.
+
+    Raises InputError for files that hold anything else.
+    """
+    path = folder / "history.csv"
     history = files.read_csv(path)
     epochs = [row.get("epoch") for row in history]
-    losses = [row.get(f"{part}_loss", math.nan) for row in history for part in datasets.SPLITS[:2]]
+    losses = [
+        row.get(f"{part}_loss", math.nan) for row in history for part in ("train", "validation")
+    ]
     finite = losses and all(map(math.isfinite, losses))
     if not finite or epochs != list(range(1, len(history) + 1)):
         raise files.InputError(f"{path}: expected a row for each epoch from 1, with finite losses")
+    path = folder / "gradients.csv"
+    try:
+        for row in files.read_rows(path):
+            history[int(row["epoch"]) - 1][f"gradient_norm_{row['layer']}"] = float(row["norm"])
+    except (KeyError, ValueError, IndexError) as error:
+        raise files.InputError(f"{path}: expected epoch, layer and norm in each row") from error
     return history
 
 

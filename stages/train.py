@@ -1,49 +1,67 @@
-"""Train one model: results/<model>/model.safetensors and history.csv."""
+"""Train one model: results/<model>/model.safetensors, history.csv and gradients.csv."""
 
 import os
 import sys
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from lab import checkpoints, datasets, files, integrity, models, params, training
-from stages import model_argument, run
+from lab import checkpoints, networks, params, schema, training
+from lab.common import files, lockfile
+from lab.schema import Params
+from stages import argument, run
+
+NORM = "gradient_norm_"
 
 
 def main() -> None:
     """params.yaml and data/ in, the trained model and its history out."""
-    name = model_argument("Train one model on its data set.")
     p = params.load()
+    name = argument("Train one model on its data set.", "model", p.models)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(
-            1
-        )  # models this small gain little by more, and lose on a busy machine
-    integrity.require_unchanged(params.DATA[name])
+        # Models this small gain little by more threads, and lose on a busy machine.
+        torch.set_num_threads(1)
+    entry, dataset = p.models[name], p.dataset(name)
+    data, results = schema.folder(entry.data), schema.results(name)
+    lockfile.require_unchanged(data)
     device = training.device()
-    train, validation = datasets.load_training(name, p, device)
-    model = models.build(models.architecture(name, p), p.seed)
+    train, validation = dataset.load_training(data, p.seed, device)
+    architecture, task = p.architecture(name), dataset.task
+    model = networks.build(entry.kind, architecture, train.features, task.outputs, p.seed)
     checkpoint = checkpoints.find(name, p, device)
     if checkpoint.saved:
-        print("going on from a checkpoint of this very training", file=sys.stderr)
+        print("continuing from a checkpoint of this training", file=sys.stderr)
     try:
-        with training.arithmetic(p.arithmetic):
+        with training.arithmetic(p.arithmetic, p.seed):
             history = training.train(
-                model, train, validation, p.training(name), p.lr, p.seed, checkpoint
+                model, task, train, validation, p.training(name), p.lr, p.seed, checkpoint
             )
     except training.DivergedError as error:
         record_failure(name, p, error)
         raise files.InputError(f"{name}: {error}") from error
-    models.save(model, Path("results", name, "model.safetensors"))
-    files.write_csv(Path("results", name, "history.csv"), history)
+    model.save(results / "model.safetensors")
+    measures = [{k: v for k, v in row.items() if not k.startswith(NORM)} for row in history]
+    files.write_csv(results / "history.csv", measures)
+    files.write_csv(results / "gradients.csv", gradient_norms(history))
     checkpoint.remove()
 
 
-def record_failure(name: params.ModelName, p: params.Params, error: training.DivergedError) -> None:
+def gradient_norms(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each epoch and layer with the norm of the gradient."""
+    return [
+        {"epoch": row["epoch"], "layer": key.removeprefix(NORM), "norm": value}
+        for row in history
+        for key, value in row.items()
+        if key.startswith(NORM)
+    ]
+
+
+def record_failure(name: str, p: Params, error: training.DivergedError) -> None:
     """Leave a FAILED run in MLflow: no later stage sees a training that gave no model."""
-    from lab import tracking  # only here: training that goes well needs no MLflow
+    from tracking import run  # only here: training that goes well needs no MLflow
 
     try:
-        tracking.record_failure(name, params=p.seen_by(name), history=error.history, why=str(error))
+        run.record_failure(name, p, error.history, why=str(error))
     except (files.InputError, OSError) as why:
         print(f"the failed run is not in MLflow: {files.one_line(why)}", file=sys.stderr)
 

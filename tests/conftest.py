@@ -21,10 +21,10 @@ import pytest
 from filelock import FileLock
 
 import stages
-from benchmarks import clones
-from benchmarks.clones import ROOT
-from lab import download, repository
-from lab.files import InputError
+from lab import download, params
+from lab.common.files import InputError
+from tracking import repository
+from tracking.repository import ROOT
 
 pytest_plugins = ["tests.reliability"]
 
@@ -37,7 +37,7 @@ SHORT = {
     "  batch_size: 256": "  batch_size: 500",
     "  - 256\n  - 128\n": "  - 16\n",
 }
-LONGEST = "test_pipeline.py"  # of the test modules, in time
+LONGEST = ("test_pipeline.py", "test_extending.py")  # of the test modules, in time
 # Where MLflow's tables say where artifacts are.
 ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -67,7 +67,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: 0 if item.path.name == LONGEST else 2 if item.path in slow else 1)
+    first, second = LONGEST
+    order = {first: 0, second: 2}
+    items.sort(key=lambda item: order.get(item.path.name, 3 if item.path in slow else 1))
 
 
 @pytest.fixture(scope="session")
@@ -86,14 +88,16 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mirror(shared_folder: Path) -> Path:
     """A folder with the four real archives."""
+    settings = params.load(ROOT / "tests/params.yaml").download
+    assert settings
     for place in (os.environ.get("FASHION_MNIST_MIRROR"), ROOT / "../shared/fashion-mnist"):
-        if place and all(Path(place, name).exists() for name in download.CONTENTS):
+        if place and all(Path(place, name).exists() for name in settings.archives):
             return Path(place).resolve()
     folder = shared_folder / "mirror"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             try:
-                contents = download.fetch(list(download.CONTENTS), [])
+                contents = download.fetch(settings, "FASHION_MNIST_MIRROR")
             except InputError as error:
                 pytest.skip(str(error))
             folder.mkdir()
@@ -132,9 +136,15 @@ class Clone:
         # Not through pipes: DVC's queue workers keep them open, and may outlive their queue.
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             done = subprocess.run(
-                command, cwd=self.folder, env=self.environment | environment, check=False,
-                stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True,
-            )  # fmt: skip
+                command,
+                cwd=self.folder,
+                env=self.environment | environment,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                text=True,
+            )
             out.seek(0)
             err.seek(0)
             return subprocess.CompletedProcess(command, done.returncode, out.read(), err.read())
@@ -181,13 +191,11 @@ class Clone:
 
 def clone_working_tree(clone: Clone) -> None:
     """Clone this repository, with one commit more that holds the uncommitted changes."""
-    clones.clone(clone.folder)
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=True, text=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        (clone.folder / name).unlink(missing_ok=True)
+    repository.clone(clone.folder)
+    clone.run("git", "rm", "-r", "--quiet", ".")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
         if (ROOT / name).exists():
             (clone.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone.folder / name)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from torchvision.datasets import FashionMNIST
 
-from lab import download
+from lab import download, params
+from tracking.repository import ROOT
 
 Request = http.server.BaseHTTPRequestHandler
 
@@ -50,11 +50,15 @@ def page(body: bytes, status: int = 200, header: str = "Content-Length: {size}")
     return f"HTTP/1.1 {status} Status\r\n{line}\r\n\r\n".encode() + body
 
 
-def given_sources_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave no mirror, no Debian package and no proxy."""
-    monkeypatch.setattr(download, "MIRRORS", ())
-    monkeypatch.setattr(FashionMNIST, "mirrors", [])
-    monkeypatch.setenv("PATH", "/none")  # no apt
+def settings(*sources: str, **changes: object) -> download.Download:
+    """The download of tests/params.yaml from these sources."""
+    good = params.load(ROOT / "tests/params.yaml").download
+    assert good
+    return good.model_copy(update={"sources": sources, **changes})
+
+
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave no source but those that are given."""
     monkeypatch.delenv("FASHION_MNIST_MIRROR", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

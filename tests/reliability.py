@@ -30,9 +30,10 @@ class Row(NamedTuple):
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --all."""
     parser.addoption(
-        "--all", action="store_true",
+        "--all",
+        action="store_true",
         help="every case of every test, each fault in its long form; writes docs/reliability.md",
-    )  # fmt: skip
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,19 +11,24 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import stages
-from lab import files, repository
+from lab import params
+from lab.common import files
 from tests.conftest import Clone
+from tools import ui
+from tracking import repository
 
+MODELS = tuple(params.load(repository.ROOT / "tests/params.yaml").models)
 # The package of its clients has no initdb.
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 # Forks processes that need not load PyTorch and MLflow, which takes seconds.
@@ -33,20 +38,21 @@ FORKS.set_forkserver_preload(["stages.record", "stages.train", __name__])
 
 @contextlib.contextmanager
 def running(
-    command: list[str], ready: Callable[[], bool], folder: Path, user: str | None = None
+    command: list[str], ready: Callable[[], bool], folder: Path, **options: Any
 ) -> Iterator[None]:
-    """A server that is ready. At the end, all processes that it started are ended."""
+    """A server that is ready. At the end, all processes that it started are ended.
+
+    The options are those of Popen.
+    """
     log = folder / "server.log"
     environment = repository.environment() | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes
     }
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, start_new_session=True,
-            user=user, group=user, extra_groups=[] if user else None,
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        options |= {"cwd": folder, "env": environment, "start_new_session": True}
+        options |= {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, stdout=output, **options)
     try:
         deadline = time.monotonic() + 300
         while not ready():
@@ -68,32 +74,22 @@ def postgresql() -> Iterator[str]:
     if not POSTGRESQL:
         pytest.skip("PostgreSQL is not installed (on Debian: apt install postgresql)")
     programs = POSTGRESQL[-1].parent
-    user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
     # Not one of pytest's folders: other users cannot enter those.
     with tempfile.TemporaryDirectory() as home:
         if user:
-            shutil.chown(home, user)
-        subprocess.run(
-            [str(programs / "initdb"), "--pgdata=data", "--username=mlflow", "--auth=trust",
-             "--no-locale", "--encoding=UTF8", "--no-sync"],
-            cwd=home, user=user, group=user, extra_groups=[] if user else None,
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            shutil.chown(home, user["user"])
+        init = [str(programs / "initdb"), "-D", "data", "-U", "mlflow", "-A", "trust", "-E", "UTF8"]
+        init += ["--no-locale", "--no-sync"]
+        subprocess.run(init, cwd=home, check=True, stdout=subprocess.DEVNULL, **user)
         # A socket in a folder of its own needs no port and lets nobody else in.
         server = [str(programs / "postgres"), "-D", "data", "-k", home, "-h", "", "-F"]
         ask = [str(programs / "pg_isready"), "--quiet", "--host", home]
-        with running(server, lambda: not subprocess.run(ask).returncode, Path(home), user):
+        with running(server, lambda: not subprocess.run(ask).returncode, Path(home), **user):
             # Without the driver's name SQLAlchemy 2.1 wants psycopg 3.
             yield f"postgresql://mlflow@/postgres?host={home}"
-
-
-def healthy(address: str) -> bool:
-    """Whether an MLflow server answers there."""
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=10) as answer:
-            return bool(answer.read() == b"OK")
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
@@ -103,11 +99,10 @@ def mlflow_server(kind: str, folder: Path) -> Iterator[str]:
     with postgresql() if kind == "postgresql" else sqlite as store:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-                   "--workers", "1", "--backend-store-uri", store,
-                   "--serve-artifacts", "--artifacts-destination", f"{folder}/served"]  # fmt: skip
+        command = ["mlflow", "server", "--port", str(port), "--workers", "1", "--serve-artifacts"]
+        command += ["--backend-store-uri", store, "--artifacts-destination", f"{folder}/served"]
         address = f"http://127.0.0.1:{port}"
-        with running(command, lambda: healthy(address), folder):
+        with running(command, lambda: ui.answers(address), folder):
             yield address
 
 
@@ -128,15 +123,22 @@ def require_every_metric(store: str, run: Run) -> None:
     """The run's metrics, epoch by epoch, are those of the tables among its artifacts."""
     client = MlflowClient(tracking_uri=store)
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("history.csv", "metrics.json"):
+        for name in ("history.csv", "gradients.csv", "metrics.json"):
             client.download_artifacts(run.info.run_id, name, folder)
         rows = files.read_csv(Path(folder, "history.csv"))
+        gradients = files.read_rows(Path(folder, "gradients.csv"))
         results = files.read_json(Path(folder, "metrics.json"))
-    assert len(rows) == int(run.data.params["epochs"])
-    for key in rows[0].keys() - {"epoch"}:
+    expected = defaultdict(list)
+    for row in rows:
+        for key in row.keys() - {"epoch"}:
+            expected[key].append((row["epoch"], row[key]))
+    for gradient in gradients:
+        key = f"gradient_norm_{gradient['layer']}"
+        expected[key].append((float(gradient["epoch"]), float(gradient["norm"])))
+    assert len(rows) == int(run.data.params["epochs"]) and gradients
+    for key, values in expected.items():
         logged = client.get_metric_history(run.info.run_id, key)
-        expected = [(row["epoch"], row[key]) for row in rows]
-        assert sorted((metric.step, metric.value) for metric in logged) == expected
+        assert sorted((metric.step, metric.value) for metric in logged) == values
     assert results.items() <= run.data.metrics.items()
 
 

@@ -1,11 +1,11 @@
-"""Every program of the repository tells PyTorch's threads how to wait before it loads torch."""
+"""The packages of programs set up the process before torch is loaded; the libraries never do."""
 
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.clones import ROOT
+from tracking.repository import ROOT
 
 # Ends the process at the first import of torch, and says what the setting is by then.
 PROBE = """
@@ -21,34 +21,52 @@ sys.meta_path.insert(0, Finder)
 importlib.import_module(sys.argv[1])
 print("no torch")
 """
+# Says whether the import of modules changes the environment or the settings of torch.
+CHANGES = """
+import importlib, os, sys
+import mlflow, torch
+import exact  # which tells cuBLAS not to emulate float64
+
+def state():
+    numbers = torch.random.get_rng_state().tolist(), torch.tensor(1.0).dtype
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return dict(os.environ), numbers, deterministic, torch.get_num_threads()
+
+before = state()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print("changed" if state() != before else "unchanged")
+"""
 
 
-def setting(module: str, **environment: str) -> str:
-    """OMP_WAIT_POLICY when the module, or what it imports, first imports torch."""
+def python(code: str, *modules: str, **environment: str) -> str:
+    """What the code prints, without a user's own OMP_WAIT_POLICY."""
     clean = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, module],
-        cwd=ROOT, env=clean | environment, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.stdout.strip()
+    command = [sys.executable, "-c", code, *modules]
+    return subprocess.check_output(command, cwd=ROOT, env=clean | environment, text=True).strip()
 
 
-def test_threads_wait_passively_in_every_program() -> None:
-    folders = ("stages", "tools", "benchmarks", "tests")
-    modules = [
+def modules(*folders: str) -> list[str]:
+    """The modules in the folders; of the tests only conftest, by which pytest begins."""
+    return [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for folder in folders
         for path in sorted((ROOT / folder).rglob("*.py"))
         if folder != "tests" or path.name == "conftest.py"
     ]
-    assert len(modules) > 20
+
+
+def test_threads_wait_passively_in_every_program() -> None:
+    programs = modules("stages", "tools", "benchmarks", "tests")
+    assert len(programs) > 20
     with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(modules, pool.map(setting, modules), strict=True))
+        found = dict(pool.map(lambda name: (name, python(PROBE, name)), programs))
     assert {m: s for m, s in found.items() if s not in ("PASSIVE", "no torch")} == {}
     assert "PASSIVE" in found.values()
-    assert setting("lab.training") == "None"  # the control: no program
-    assert setting("stages.train", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"  # the user's own
+    assert python(PROBE, "lab.training") == "None"  # the control: no program
+    assert python(PROBE, "stages.train", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"  # the user's own
 
 
-def test_children_of_the_tests_inherit_it() -> None:
-    assert os.environ["OMP_WAIT_POLICY"]
+def test_an_import_of_a_library_changes_neither_the_environment_nor_torch() -> None:
+    assert python(CHANGES, *modules("lab", "tracking")) == "unchanged"
+    assert python(CHANGES, "stages") == "changed"  # the control

@@ -2,25 +2,53 @@
 
 import contextlib
 import json
+import re
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dvc.repo import Repo
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from benchmarks.clones import ROOT
-from lab.params import MODELS
+from lab import params
 from tests.conftest import Clone, clone_working_tree
+from tracking.repository import ROOT
 
 pytestmark = pytest.mark.slow
+MODELS = ["linear_regression", "softmax_regression", "mlp"]
 DATA_STAGES = {"generate_regression", "download_fashion_mnist"}
-# Runs in every Python process of the pipeline. Writes the repository's files that a stage loaded.
+# Runs in every Python process of the pipeline. Writes the repository's files that a stage loaded,
+# and the parameters that it read.
 HOOK = """
-import atexit, pathlib, sys
+import atexit, json, os, pathlib, sys
+
+sys.path.insert(0, os.getcwd())
+from lab import params
+from lab.common.settings import Strict
+
+read, parse = set(), params.parse
+get, iterate = Strict.__getattribute__, Strict.__iter__
+
+def note(settings, *names):
+    kind = type(settings)
+    section = kind.__module__.rpartition(".")[2]
+    section = section if "datasets" in kind.__module__ else kind.__name__
+    read.update(f"{section}.{name}" for name in names if name in kind.model_fields)
+
+Strict.__getattribute__ = lambda self, name: (note(self, name), get(self, name))[1]
+Strict.__iter__ = lambda self: (note(self, *type(self).model_fields), iterate(self))[1]
+
+def parse_unnoted(*arguments):  # checks of values read them
+    before = set(read)
+    parsed = parse(*arguments)
+    read.intersection_update(before)
+    return parsed
+
+params.parse = parse_unnoted
 
 def write():
     if "stages" in sys.modules:
@@ -29,10 +57,21 @@ def write():
         root = pathlib.Path.cwd()
         names = [str(file.relative_to(root)) for file in files if file.is_relative_to(root)]
         name = "@".join([pathlib.Path(sys.argv[0]).stem, *sys.argv[1:]])
-        pathlib.Path(__file__).with_name(name).write_text("\\n".join(names))
+        notes = json.dumps({"files": names, "read": sorted(read)})
+        pathlib.Path(__file__).with_name(name).write_text(notes)
 
 atexit.register(write)
 """
+# Another model in the list: no other stage may run again.
+NEW_MODEL = """models:
+  new:
+    title: New
+    kind: linear
+    data: fashion_mnist
+    task: classification
+"""
+# They check parameters, and decide no output but those of the stages that name them.
+CHECKING = {f"lab/{name}.py" for name in ("download", "optimizers", "params", "schema", "tasks")}
 
 
 def of(*models: str, verbs: str = "train evaluate record") -> set[str]:
@@ -117,18 +156,46 @@ def test_a_fresh_clone_makes_the_same_bytes_and_records_its_own_runs(
     assert fingerprints(runs(fresh)) == fingerprints(runs(clone))
 
 
+def noted(fresh: Clone) -> dict[str, tuple[dict[str, Any], set[str], set[str]]]:
+    """Of each stage: its entry in dvc.lock, the files that it loaded, the parameters it read."""
+    stages = YAML(typ="safe").load(fresh.folder / "dvc.lock")["stages"]
+    found = {}
+    for name, stage in stages.items():
+        words = stage["cmd"].removeprefix("python -m stages.").split()
+        notes = json.loads(fresh.folder.with_name("@".join(words)).read_text())
+        found[name] = stage, set(notes["files"]), set(notes["read"])
+    return found
+
+
 def test_dvc_yaml_names_the_code_that_each_stage_loads(fresh: Clone) -> None:
-    stages = YAML(typ="safe").load(fresh.folder / "dvc.yaml")["stages"]
-    for name in DATA_STAGES | of(*MODELS):
-        stage = name.partition("@")[0]
-        definition = stages[stage].get("do", stages[stage])
-        named = {path for path in definition["deps"] if not path.startswith("${")}
-        loaded = set(fresh.folder.with_name(name).read_text().split()) - {"lab/__init__.py"}
-        assert f"stages/{stage}.py" in loaded
-        assert not {file for file in loaded if not {file, file.split("/")[0]} & named}
-        if stage != "record":  # which stores all of exact and lab with the model
-            code = {path for path in named if path.endswith(".py")}
-            assert code == {file for file in loaded if not file.startswith("exact/")}
+    stages, models = noted(fresh), params.load(fresh.folder / "params.yaml").models
+    assert stages.keys() == DATA_STAGES | of(*MODELS)
+    for name, (stage, loaded, _) in stages.items():
+        named = {dep["path"] for dep in stage["deps"]}
+        assert f"stages/{name.partition('@')[0].replace(name, 'prepare')}.py" in loaded & named
+        unnamed = {file for file in loaded if not {file, file.split("/")[0]} & named}
+        unnamed = {file for file in unnamed if not file.startswith("lab/common/")}
+        # The parameters of all models and data sets are checked, and those of one are used.
+        if model := name.partition("@")[2]:
+            assert f"lab/models/{models[model].kind}.py" in named
+        data = models[model].data if model else stage["cmd"].split()[-1]
+        assert f"lab/datasets/{data}.py" in named
+        other = {file for file in unnamed if re.match("lab/(models|datasets)/", file)}
+        assert unnamed - other <= CHECKING | {"lab/__init__.py"}, name
+        assert {path for path in named if path.endswith(".py")} <= loaded, name
+
+
+def test_dvc_yaml_names_the_parameters_that_each_stage_reads(fresh: Clone) -> None:
+    for name, (stage, _, read) in noted(fresh).items():
+        named = set(stage["params"]["params.yaml"])
+        top = {"Params.seed", "Params.lr", "Params.arithmetic", "Params.download"}
+        keys = {key.removeprefix("Params.") for key in read & top}
+        keys |= {key.partition(".")[0] for key in read if key[0].islower()}
+        if "ModelEntry.title" in read:
+            keys.add(f"models.{name.partition('@')[2]}")
+        assert keys <= named, name
+        if name == "train@mlp":  # the control: reading is noticed
+            assert keys == {"seed", "lr", "arithmetic", "fashion_mnist", "mlp"}
 
 
 def test_a_parameter_changes_only_the_stages_that_use_it(
@@ -137,18 +204,23 @@ def test_a_parameter_changes_only_the_stages_that_use_it(
     monkeypatch.chdir(clone.folder)
     text = Path("params.yaml").read_text()
     trained = "train record"
+    evaluated = of("linear_regression", verbs="evaluate")
     images = of("softmax_regression", "mlp", verbs=trained)
     regression = of("linear_regression", verbs=trained)
     generated = {"generate_regression"} | regression
     for old, new, expected in (
         ("lr: 0.03", "lr: 0.04", images | regression),
         ("arithmetic: exact", "arithmetic: native", of(*MODELS)),
-        ("seed: 1", "seed: 2", images | generated),
-        ("noise: 0.01", "noise: 0.02", generated),
-        ("validation: 5000", "validation: 6000", images),
+        ("seed: 1", "seed: 2", of(*MODELS) | generated),
+        ("noise: 0.01", "noise: 0.02", generated | evaluated),
+        ("validation: 5000", "validation: 6000", of("softmax_regression", "mlp")),
         ("  - 16\n", "  - 17\n", of("mlp", verbs=trained)),
         ("activation: relu", "activation: tanh", of("mlp", verbs=trained)),
         ("batch_size: 10\n", "batch_size: 11\n", regression),
+        ("optimizer: sgd\n", "optimizer: adam\n", regression),
+        ("title: Linear", "title: A linear", of("linear_regression", verbs="record")),
+        ("read_timeout: 20", "read_timeout: 21", {"download_fashion_mnist"}),
+        ("models:\n", NEW_MODEL, set()),
     ):
         clone.edit({old: new})
         with Repo() as repo:
@@ -159,6 +231,7 @@ def test_a_parameter_changes_only_the_stages_that_use_it(
             stage
             for stage, reasons in status.items()
             if any("params.yaml" in reason.get("changed deps", {}) for reason in reasons)
+            and not stage.endswith("@new")
         }
         assert changed == expected, new
 
@@ -174,8 +247,11 @@ def test_exp_run_trains_and_records_and_the_run_cache_trains_nothing_twice(
     head = clone.run("git", "rev-parse", "HEAD").strip()
     assert sorted(run["model"] for run in faster) == sorted(models)
     for key, value in {
-        "name": "faster", "lr": "0.1", "git.dirty": "true", "DVC_EXP_BASELINE_REV": head
-    }.items():  # fmt: skip
+        "name": "faster",
+        "lr": "0.1",
+        "git.dirty": "true",
+        "DVC_EXP_BASELINE_REV": head,
+    }.items():
         assert {run[key] for run in faster} == {value}
     assert "lr" in clone.run("dvc", "params", "diff")
     assert "test_loss" in clone.run("dvc", "metrics", "diff")

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import mlflow
 import pandas as pd
 
-from lab import params, repository, tracking
-from lab.files import InputError
-from lab.params import MODELS, ModelName
+from lab import params
+from lab.common.files import InputError
 from stages import command
+from tracking import repository, store
+from tracking.run import plain
 
 MEASURES = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss")
 
@@ -26,14 +27,15 @@ MEASURES = ("validation_accuracy", "validation_loss", "test_accuracy", "test_los
 def main() -> None:
     """Read the store that MLFLOW_TRACKING_URI names, print a table."""
     parser = argparse.ArgumentParser(description="Compare the recorded experiments.")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    known = list(params.load().models)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)}")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="numbers in columns, for a program")
     form.add_argument("--markdown", action="store_true", help="a table for a report")
     arguments = parser.parse_args()
-    if unknown := set(arguments.models) - set(MODELS):
-        parser.error(f"no model {', '.join(sorted(unknown))}: expected of {', '.join(MODELS)}")
-    runs = recorded(arguments.models or MODELS)
+    if unknown := set(arguments.models) - set(known):
+        parser.error(f"no model {', '.join(sorted(unknown))}: expected of {', '.join(known)}")
+    runs = recorded(arguments.models or known)
     table = compared(runs)
     if arguments.csv:
         table.to_csv(sys.stdout, index=False, lineterminator="\n")
@@ -49,37 +51,39 @@ def main() -> None:
         print(f"\n{left_out} runs that repeat a row's parameters and seed are not counted again.")
 
 
-def recorded(models: Sequence[ModelName] = MODELS) -> pd.DataFrame:
-    """The finished runs, newest first: a row each, with the names of MLflow's search.
+def recorded(models: Sequence[str]) -> pd.DataFrame:
+    """The finished runs of the models, newest first: a row each, with the names of MLflow's search.
 
-    And the columns `model` and `changes`: what was asked otherwise than in the commit
-    that is checked out. Raises InputError where nothing is recorded.
+    The columns `model` and `changes` are added: `changes` has the parameters that differ from the
+    commit that is checked out. Raises InputError where nothing is recorded.
     """
-    with tracking.one_line_errors("MLflow does not give the runs"):
-        client = tracking.connect(create=False)
-        names = {each.experiment_id: each.name for each in client.search_experiments()}
+    with store.one_line_errors("MLflow does not give the runs"):
+        client = store.connect(create=False)
+        names = {found.experiment_id: found.name for found in client.search_experiments()}
         ids = [id_ for id_, name in names.items() if name in models]
-        runs = mlflow.search_runs(
-            ids, "attributes.status = 'FINISHED'", order_by=["attributes.start_time DESC"]
-        ) if ids else pd.DataFrame()  # fmt: skip
+        finished, newest = "attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
+        runs = mlflow.search_runs(ids, finished, order_by=newest) if ids else pd.DataFrame()
     if runs.empty:
         raise InputError("no finished run is recorded: `make repro` or `dvc exp run` records some")
     runs["model"] = runs["experiment_id"].map(names)
-    asked = params.parse(repository.committed("HEAD", "params.yaml") or "")
+    committed = params.parse(repository.committed("HEAD", "params.yaml") or "")
     baselines = {
-        model: {f"params.{k}": tracking.plain(v) for k, v in asked.seen_by(model).items()}
-        for model in models
+        model: {f"params.{key}": plain(value) for key, value in committed.flat(model).items()}
+        for model in runs["model"].unique()
+        if model in committed.models
     }
-    runs["changes"] = [changes(row, baselines[row["model"]]) for _, row in runs.iterrows()]
+    runs["changes"] = [changes(row, baselines.get(row["model"], {})) for _, row in runs.iterrows()]
     return runs
 
 
 def changes(run: pd.Series, baseline: dict[str, str]) -> str:
     """The run's parameters that are not the baseline's, the seed left out."""
+    names = [*baseline, *(name for name in run.index if name not in baseline)]
     differing = [
         f"{name.removeprefix('params.')}={run[name]}"
-        for name, value in baseline.items()
-        if name != "params.seed" and name in run and pd.notna(run[name]) and run[name] != value
+        for name in names
+        if name.startswith("params.") and name != "params.seed" and name in run
+        if pd.notna(run[name]) and run[name] != baseline.get(name)
     ]
     return " ".join(differing) or "(baseline)"
 
@@ -97,8 +101,8 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
     # A row has the name of its first run, as later experiments repeat what they leave alone.
     first = runs.groupby(["model", "changes"])["tags.mlflow.runName"].transform("last")
     rows = []
-    for (model, asked), group in latest(runs).groupby(["model", "changes"], sort=False):
-        row = {"model": model, "differs in": asked, "seeds": len(group)}
+    for (model, changed), group in latest(runs).groupby(["model", "changes"], sort=False):
+        row = {"model": model, "differs in": changed, "seeds": len(group)}
         for measure in MEASURES:
             values = group.get(f"metrics.{measure}", pd.Series(dtype=float))
             row |= {measure: values.mean(), f"{measure}_sd": values.std()}
@@ -106,10 +110,10 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
         row["fingerprint"] = " ".join(group["tags.fingerprint"].str[:10])
         rows.append(row)
     table = pd.DataFrame(rows)
-    order = pd.Categorical(table["model"], MODELS)
-    return table.assign(order=order).sort_values(
-        ["order", "validation_accuracy", "validation_loss"], ascending=[True, False, True]
-    ).drop(columns="order").reset_index(drop=True)  # fmt: skip
+    table = table.sort_values(["validation_accuracy", "validation_loss"], ascending=[False, True])
+    order = {model: number for number, model in enumerate(params.load().models)}
+    key = table["model"].map(lambda model: order.get(model, len(order)))
+    return table.iloc[key.argsort(kind="stable")].reset_index(drop=True)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

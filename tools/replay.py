@@ -22,11 +22,14 @@ from typing import NamedTuple
 
 import mlflow
 from mlflow.entities import Run
+from ruamel.yaml import YAML
 
-from lab import files, params, repository, tracking
-from lab.files import InputError, one_line
-from lab.params import MODELS
+from lab import params
+from lab.common import files
+from lab.common.files import InputError, one_line
 from stages import command
+from tracking import repository, store
+from tracking.run import fingerprint, plain
 
 SHA256 = "sha256."  # what the tags of digests begin with
 MISSING = "missing"
@@ -46,8 +49,8 @@ def main() -> None:
     parser.add_argument("run", help="the id of an MLflow run, or the beginning of one")
     asked = parser.parse_args().run
     try:
-        with tracking.one_line_errors("MLflow does not give the run"):
-            client = tracking.connect(create=False)
+        with store.one_line_errors("MLflow does not give the run"):
+            client = store.connect(create=False)
             run = find(client, asked)
             name = one_line(run.info.run_name)  # of a store that may be another's
             print(f"replaying run {run.info.run_id} ({name})", file=sys.stderr)
@@ -95,27 +98,24 @@ def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
     }
     # The store may be another's: no path that leads out of the clone, or to other files of it.
     ours = all(
-        path.parts[:1] in (("data",), ("results",)) and ".." not in path.parts
+        path.parts[:1] in (("data",), ("results",))
+        and ".." not in path.parts
         and re.fullmatch("[0-9a-f]{64}", sha or "")
         for path, sha in digests.items()
-    )  # fmt: skip
+    )
     named = re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", tags.get("git.commit") or "")
-    if name not in MODELS or not digests or not ours or not named:
+    if not digests or not ours or not named:
         raise InputError("not a run that this pipeline recorded")
     with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
-        store, clone = Path(temporary, "store"), Path(temporary, "clone")
-        store.mkdir()
-        comparisons = stored(client, run, name, digests, store)
-        check_out(tags["git.commit"], store / "changes.patch", clone)
-        comparisons.append(
-            Comparison(
-                "params.yaml of commit and patch",
-                digest(store / "params.yaml"), digest(clone / "params.yaml"),
-            )
-        )  # fmt: skip
+        artifacts, clone = Path(temporary, "artifacts"), Path(temporary, "clone")
+        artifacts.mkdir()
+        comparisons = stored(client, run, name, digests, artifacts)
+        check_out(tags["git.commit"], artifacts / "changes.patch", clone)
+        expected, found = digest(artifacts / "params.yaml"), digest(clone / "params.yaml")
+        comparisons.append(Comparison("params.yaml of commit and patch", expected, found))
         data = {path: sha for path, sha in digests.items() if path.parts[0] == "data"}
         results = {path: sha for path, sha in digests.items() if path not in data}
-        made = make_data(name, data, clone)
+        made = make_data(data, clone)
         comparisons += made
         if all(each.recorded == each.found for each in made):
             for stage in (f"train@{name}", f"evaluate@{name}"):
@@ -131,15 +131,17 @@ def stored(
     client: mlflow.MlflowClient, run: Run, name: str, digests: dict[Path, str], folder: Path
 ) -> list[Comparison]:
     """Whether the run's tags, parameters and files in the store agree with each other."""
-    fingerprint = tracking.fingerprint(digests)
-    comparisons = [Comparison("fingerprint", run.data.tags.get("fingerprint", ""), fingerprint)]
+    recorded = run.data.tags.get("fingerprint", "")
+    comparisons = [Comparison("fingerprint", recorded, fingerprint(digests))]
     fetch(client, run, "params.yaml", folder)
     if run.data.tags.get("git.dirty") == "true":
         fetch(client, run, "changes.patch", folder)
-    asked = params.load(folder / "params.yaml").seen_by(name)  # type: ignore[arg-type]
+    p = params.load(folder / "params.yaml")
+    if name not in p.models:
+        raise InputError(f"not a run that this pipeline recorded: it has no model {name}")
     comparisons += [
-        Comparison(f"parameter {key}", run.data.params.get(key, MISSING), tracking.plain(value))
-        for key, value in asked.items()
+        Comparison(f"parameter {key}", run.data.params.get(key, MISSING), plain(value))
+        for key, value in p.flat(name).items()
     ]
     models = run.outputs.model_outputs if run.outputs else []
     for path, sha in in_order(digests):
@@ -174,14 +176,15 @@ def check_out(commit: str, patch: Path, clone: Path) -> None:
         repository.git("-C", str(clone), "apply", "--whitespace=nowarn", str(patch.absolute()))
 
 
-def make_data(name: str, digests: dict[Path, str], clone: Path) -> list[Comparison]:
+def make_data(digests: dict[Path, str], clone: Path) -> list[Comparison]:
     """The data set in the clone: from here if these are the recorded bytes, else made again."""
     for path, sha in digests.items():
         if path.exists() and digest(path) == sha:
             (clone / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, clone / path)
-    stage = "generate_regression" if name == "linear_regression" else "download_fashion_mnist"
-    repro(clone, stage)
+    stages = YAML(typ="safe").load(clone / "dvc.yaml")["stages"]
+    folders = {path.parent.as_posix() for path in digests}
+    repro(clone, *(name for name in stages if folders & set(stages[name].get("outs", []))))
     return [Comparison(p.as_posix(), sha, digest(clone / p)) for p, sha in digests.items()]
 
 
@@ -190,9 +193,15 @@ def repro(clone: Path, *arguments: str) -> None:
     words = ["dvc", "repro", "--no-run-cache", "--no-commit", *arguments]
     print(" ".join(words), file=sys.stderr)
     done = subprocess.run(
-        words, cwd=clone, env=repository.environment(), check=False,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-    )  # fmt: skip
+        words,
+        cwd=clone,
+        env=repository.environment(),
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
         raise InputError(f"{' '.join(words)}: {said[0] if said else done.stderr[-300:]}")
@@ -200,10 +209,9 @@ def repro(clone: Path, *arguments: str) -> None:
 
 def in_order(digests: dict[Path, str]) -> list[tuple[Path, str]]:
     """As the pipeline makes them: what is trained before what is evaluated."""
-    made = ["model.safetensors", "history.csv", "predictions.csv"]
-    return sorted(
-        digests.items(), key=lambda each: made.index(each[0].name) if each[0].name in made else 9
-    )
+    made = ["model.safetensors", "history.csv", "gradients.csv", "predictions.csv"]
+    order = {name: number for number, name in enumerate(made)}
+    return sorted(digests.items(), key=lambda item: order.get(item[0].name, len(order)))
 
 
 def digest(path: Path) -> str:

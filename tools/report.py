@@ -11,13 +11,13 @@ import csv
 import io
 import subprocess
 
-from lab import notes, repository
-from lab.files import InputError, one_line
-from lab.params import MODELS, ModelName
+from lab import params
+from lab.common.files import InputError, one_line
 from stages import command
+from tracking import repository
 
 OUTPUTS = ("dvc.lock", "results")
-INPUTS = ("params.yaml", "dvc.yaml", "exact", "lab", "stages")
+INPUTS = ("params.yaml", "dvc.yaml", "exact", "lab", "stages", "tracking")
 
 
 def main() -> None:
@@ -60,12 +60,15 @@ def plots(commit: str) -> str:
         page = dvc_prints("plots", "diff", commit, "--out", "dvc_plots").strip().splitlines()[-1]
     except (InputError, IndexError) as error:
         return f"Not drawn: {one_line(error)}"
-    charts = [chart for model in MODELS if (chart := validation_loss(model, commit))]
+    models = params.load().models.items()
+    charts = [
+        chart for model, entry in models if (chart := validation_loss(model, entry.title, commit))
+    ]
     said = f"All of them: `{page.rpartition('/')[2]}` of the artifact `dvc_plots`."
     return "\n\n".join([*charts, said] if charts else ["No curve changed.", said])
 
 
-def validation_loss(model: ModelName, commit: str) -> str | None:
+def validation_loss(model: str, title: str, commit: str) -> str | None:
     """Both curves as a chart that GitHub draws; None where they are equal or one is missing."""
     path = f"results/{model}/history.csv"
     sides = [_losses(path, revision) for revision in (commit, None)]
@@ -73,9 +76,8 @@ def validation_loss(model: ModelName, commit: str) -> str | None:
         return None
     lines = "\n".join(f"  line [{', '.join(f'{x:.5g}' for x in side)}]" for side in sides)
     epochs = max(map(len, sides))
-    title = f"{notes.TITLES[model]}, validation loss by epoch"
     return (
-        f"{title}; first line: before, second: after\n\n"
+        f"{title}, validation loss by epoch; first line: before, second: after\n\n"
         f"```mermaid\nxychart-beta\n  x-axis 1 --> {epochs}\n{lines}\n```"
     )
 

@@ -1,4 +1,4 @@
-"""Run the pipeline by `dvc repro`, and say what it does and what came out.
+"""Run the pipeline by `dvc repro`, and print its progress and its results.
 
     make repro      # or: python -m tools.repro
 
@@ -9,12 +9,12 @@ the end. Exits as `dvc repro` does.
 import logging
 import sys
 import time
-from pathlib import Path
 
-from lab import files, notes
-from lab.params import MODELS, ModelName
+from lab import schema
+from lab.common import files
+from lab.schema import Params
 from stages import command, no_arguments
-from tools import mend
+from tools import repair
 
 RESULT = {"test_accuracy": "accuracy {:.4f}", "test_r2": "R² {:.6f}", "test_loss": "loss {:.5f}"}
 NEXT = """
@@ -28,7 +28,7 @@ Try next:
 def main() -> None:
     """Repair, run all stages, print the results."""
     no_arguments("Run the pipeline.")
-    mend.repair()
+    p = repair.repair()
     from dvc.cli import main as dvc
     from dvc.repo import Repo
 
@@ -40,9 +40,8 @@ def main() -> None:
         sys.exit(status)
     progress.end_stage()
     print()
-    for model in MODELS:
-        if Path("results", model, "metrics.json").exists():  # dvc.yaml may list fewer models
-            print(result(model, progress.seconds))
+    for model in p.models:
+        print(result(p, model, progress.seconds))
     print(NEXT, end="")
 
 
@@ -81,14 +80,14 @@ class Progress(logging.Filter):
             self.running = None
 
 
-def result(model: ModelName, seconds: dict[str, float]) -> str:
+def result(p: Params, model: str, seconds: dict[str, float]) -> str:
     """A line with the model's results on the test set, and how long its stages took."""
-    metrics = files.read_json(Path("results", model, "metrics.json"))
+    metrics = files.read_json(schema.results(model) / "metrics.json")
     known = {key: value for key, value in metrics.items() if value is not None}
     figures = [text.format(known[key]) for key, text in RESULT.items() if key in known]
     took = [time for stage, time in seconds.items() if stage.endswith(f"@{model}")]
     figures.append(f"{sum(took):.0f} s" if took else "unchanged")
-    return f"{notes.TITLES[model]:24}{', '.join(figures)}"
+    return f"{p.models[model].title:24}{', '.join(figures)}"
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from lab import notes, tracking
-from lab.files import InputError
-from lab.params import MODELS
+from lab import params
+from lab.common.files import InputError
 from stages import command
+from tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,9 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Show the recorded runs in MLflow.")
     parser.add_argument("--port", type=int, default=5000)
     port = parser.parse_args().port
-    uri = tracking.store_uri()
-    with tracking.one_line_errors("MLflow does not give the experiments"):
-        tables = links(tracking.connect(create=False))
+    uri = store.store_uri()
+    with store.one_line_errors("MLflow does not give the experiments"):
+        tables = links(store.connect(create=False))
     if uri.startswith("http"):
         show(uri.rstrip("/"), tables)
         return
@@ -63,8 +63,8 @@ def links(client: "MlflowClient") -> dict[str, str]:
         experiment.name: experiment.experiment_id for experiment in client.search_experiments()
     }
     return {
-        notes.TITLES[model]: f"/#/experiments/{found[model]}/runs?viewStateShareKey={tracking.VIEW}"
-        for model in MODELS
+        entry.title: f"/#/experiments/{found[model]}/runs?viewStateShareKey={store.VIEW}"
+        for model, entry in params.load().models.items()
         if model in found
     }
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import exact
-from benchmarks.clones import ROOT
-from benchmarks.probe import FROZEN, digest
+from tools.probe import FROZEN, digest
+from tracking.repository import ROOT
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(7, 5, generator=G)
@@ -91,10 +91,16 @@ def test_of_equal_zeros_the_positive_one_is_chosen() -> None:
     zeros = torch.tensor([0.0, -0.0] * 9)
     with exact.mode():
         results = [
-            zeros.relu(), zeros.clamp(min=0), zeros.clamp(max=0), torch.maximum(zeros, -zeros),
-            torch.minimum(zeros, -zeros), zeros.max(), zeros.amin(0), zeros.max(0).values,
+            zeros.relu(),
+            zeros.clamp(min=0),
+            zeros.clamp(max=0),
+            torch.maximum(zeros, -zeros),
+            torch.minimum(zeros, -zeros),
+            zeros.max(),
+            zeros.amin(0),
+            zeros.max(0).values,
             zeros.clone().relu_(),
-        ]  # fmt: skip
+        ]
     assert (-zeros).signbit().any()  # the control
     assert not any(bool(result.signbit().any()) for result in results)
 
@@ -118,10 +124,13 @@ def test_memory_that_was_not_written_to_is_the_same_everywhere(dtype: torch.dtyp
     x = torch.zeros(2, 3, dtype=dtype)
     with exact.mode():
         made = [
-            torch.empty(2, 3, dtype=dtype), torch.empty_like(x), x.new_empty(2, 3),
-            torch.empty_strided((2, 3), (1, 2), dtype=dtype), x.new_empty_strided((2, 3), (1, 2)),
+            torch.empty(2, 3, dtype=dtype),
+            torch.empty_like(x),
+            x.new_empty(2, 3),
+            torch.empty_strided((2, 3), (1, 2), dtype=dtype),
+            x.new_empty_strided((2, 3), (1, 2)),
             x.new_zeros(0).resize_(2, 3),
-        ]  # fmt: skip
+        ]
         assert x[:1].resize_(2, 3).equal(x)  # which had been written to
         assert x[1:].resize_(4, 3)[0].equal(x[1])
     for each in made:
@@ -511,7 +520,7 @@ def test_training_gives_the_same_bits_in_other_environments_and_natively_it_does
     run_all: bool,
 ) -> None:
     def digests(arithmetic: str) -> set[str]:
-        command = [sys.executable, "-m", "benchmarks.probe", arithmetic]
+        command = [sys.executable, "-m", "tools.probe", arithmetic]
         return {
             subprocess.check_output(command, cwd=ROOT, env=os.environ | environment)
             .split()[0]

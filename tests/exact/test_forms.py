@@ -139,9 +139,10 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", REDUCTIONS)
 @settings(max_examples=15, deadline=None)
 @given(
-    k=st.sampled_from([1, 2, 3, 50, 784, 4097]), scale=st.sampled_from([1e-30, 1.0, 1e15]),
+    k=st.sampled_from([1, 2, 3, 50, 784, 4097]),
+    scale=st.sampled_from([1e-30, 1.0, 1e15]),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 def test_the_order_of_summation_does_not_matter(name: str, k: int, scale: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, k, generator=generator) * scale
@@ -161,8 +162,9 @@ def test_natively_the_order_of_summation_does_matter() -> None:
 @pytest.mark.parametrize("name", ["sum", "mean", "product", "mse_loss", "softmax", "linear"])
 def test_shapes_from_empty_to_large(name: str, shape: tuple[int, int]) -> None:
     functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "softmax": lambda x: F.softmax(x, 0), "linear": lambda x: F.linear(x, x, None)
-    }  # fmt: skip
+        "softmax": lambda x: F.softmax(x, 0),
+        "linear": lambda x: F.linear(x, x, None),
+    }
     function = (functions | REDUCTIONS)[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with exact.mode():

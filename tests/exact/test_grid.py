@@ -37,9 +37,12 @@ def rounded(row: list[float], bits: int) -> list[Fraction]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 4), k=st.integers(1, 40), m=st.integers(1, 4),
-    spread=st.sampled_from([0, 3, 30, 100]), seed=st.integers(0, 99),
-)  # fmt: skip
+    n=st.integers(1, 4),
+    k=st.integers(1, 40),
+    m=st.integers(1, 4),
+    spread=st.sampled_from([0, 3, 30, 100]),
+    seed=st.integers(0, 99),
+)
 def test_a_product_is_that_of_rational_numbers(
     n: int, k: int, m: int, spread: int, seed: int
 ) -> None:
@@ -132,9 +135,12 @@ def test_extreme_sizes(size: float) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(1, 40), k=st.integers(1, 200), m=st.integers(1, 40),
-    spread=st.sampled_from([0, 30, 100]), seed=st.integers(0, 99),
-)  # fmt: skip
+    n=st.integers(1, 40),
+    k=st.integers(1, 200),
+    m=st.integers(1, 40),
+    spread=st.sampled_from([0, 30, 100]),
+    seed=st.integers(0, 99),
+)
 def test_a_product_with_bytes_is_that_of_their_numbers(
     n: int, k: int, m: int, spread: int, seed: int
 ) -> None:

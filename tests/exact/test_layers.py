@@ -32,7 +32,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "embedding, padding": (lambda w: F.embedding(WORDS, w, padding_idx=1), [draw(5, 4)]),
     "conv2d": (F.conv2d, [X, draw(5, 4, 3, 3), draw(5)]),
     "conv2d, all options": (
-        lambda x, w, b: F.conv2d(x, w, b, (2, 3), (1, 2), (2, 1), 2), [X, draw(6, 2, 3, 2), draw(6)]
+        lambda x, w, b: F.conv2d(x, w, b, (2, 3), (1, 2), (2, 1), 2),
+        [X, draw(6, 2, 3, 2), draw(6)],
     ),
     "conv2d, wide stride": (lambda x, w: F.conv2d(x, w, None, 3), [X, draw(2, 4, 1, 1)]),
     "conv2d, margin": (lambda x, w: F.conv2d(x, w, None, 2, 3), [X, draw(2, 4, 1, 1)]),
@@ -40,9 +41,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "max_pool2d, overlapping": (lambda x: F.max_pool2d(x, 3, 1, 1), [X]),
     "matmul, batched": (torch.matmul, [draw(2, 3, 5, 4), draw(3, 4, 2)]),
     "scaled_dot_product_attention": (
-        F.scaled_dot_product_attention, [draw(2, 3, 5), draw(2, 4, 5), draw(2, 4, 5)]
+        F.scaled_dot_product_attention,
+        [draw(2, 3, 5), draw(2, 4, 5), draw(2, 4, 5)],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -76,8 +78,9 @@ def test_the_layout_in_memory_does_not_matter(name: str) -> None:
             assert bits(value_and_gradients(function, other, *others)) == bits(expected)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if "whole" not in n and "embed" not in n
-                                  and "batched" not in n])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if "whole" not in n and "embed" not in n and "batched" not in n]
+)
 def test_an_example_does_not_depend_on_its_batch(name: str) -> None:
     function, (x, *others) = CASES[name]
     with exact.mode():
@@ -91,15 +94,27 @@ def test_an_example_does_not_depend_on_its_batch(name: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(0, 2), groups=st.integers(1, 2), channels=st.integers(1, 2),
+    n=st.integers(0, 2),
+    groups=st.integers(1, 2),
+    channels=st.integers(1, 2),
     size=st.tuples(st.integers(3, 7), st.integers(3, 7)),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), stride=st.integers(1, 3),
-    padding=st.integers(0, 3), dilation=st.integers(1, 2), seed=st.integers(0, 99),
-)  # fmt: skip
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
 def test_any_convolution_is_that_of_float64(
-    n: int, groups: int, channels: int, size: tuple[int, int], kernel: tuple[int, int],
-    stride: int, padding: int, dilation: int, seed: int,
-) -> None:  # fmt: skip
+    n: int,
+    groups: int,
+    channels: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: int,
+    padding: int,
+    dilation: int,
+    seed: int,
+) -> None:
     reach = [dilation * (k - 1) + 1 for k in kernel]
     if any(s + 2 * padding < r for s, r in zip(size, reach, strict=True)):
         return
@@ -215,12 +230,27 @@ def test_a_transformer_and_a_convolutional_network_train() -> None:
     def train(seed: int) -> list[bytes]:
         with exact.mode(seed=seed):
             models: list[tuple[nn.Module, Tensor]] = [
-                (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(),
-                               nn.Dropout(0.2), nn.Linear(36, 3)), torch.randn(5, 1, 8, 8)),
-                (nn.Sequential(nn.Embedding(9, 8),
-                               nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
-                               nn.Flatten(), nn.Linear(32, 3)), torch.randint(0, 9, (5, 4))),
-            ]  # fmt: skip
+                (
+                    nn.Sequential(
+                        nn.Conv2d(1, 4, 3),
+                        nn.GELU(),
+                        nn.MaxPool2d(2),
+                        nn.Flatten(),
+                        nn.Dropout(0.2),
+                        nn.Linear(36, 3),
+                    ),
+                    torch.randn(5, 1, 8, 8),
+                ),
+                (
+                    nn.Sequential(
+                        nn.Embedding(9, 8),
+                        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+                        nn.Flatten(),
+                        nn.Linear(32, 3),
+                    ),
+                    torch.randint(0, 9, (5, 4)),
+                ),
+            ]
             for model, x in models:
                 optimizer = torch.optim.AdamW(model.parameters())
                 for _ in range(3):

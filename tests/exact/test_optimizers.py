@@ -51,6 +51,7 @@ def steps(context: contextlib.AbstractContextManager[None], make: Make, **settin
         (optim.RMSprop, {"eps": 1e-3}),
         (optim.RMSprop, {"eps": 1e-3, "momentum": 0.9, "centered": True}),
         (optim.Adagrad, {}),
+        (optim.Adagrad, {"weight_decay": 0.1, "lr_decay": 0.1}),
     ],
 )
 def test_they_do_what_they_do_natively(make: Make, settings: dict[str, Any], foreach: bool) -> None:
@@ -154,9 +155,13 @@ def test_a_schedule_does_not_depend_on_the_cosine_of_the_platform(
 
 @pytest.mark.parametrize(
     ("make", "settings", "name"),
-    [(optim.NAdam, {}, "NAdam"), (optim.RAdam, {}, "RAdam"), (optim.Adam, {"fused": True}, "fused"),
-     (optim.SGD, {"fused": True}, "fused")],
-)  # fmt: skip
+    [
+        (optim.NAdam, {}, "NAdam"),
+        (optim.RAdam, {}, "RAdam"),
+        (optim.Adam, {"fused": True}, "fused"),
+        (optim.SGD, {"fused": True}, "fused"),
+    ],
+)
 def test_what_was_not_checked_is_refused_by_name(
     make: Make, settings: dict[str, Any], name: str
 ) -> None:

@@ -11,30 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from lab import integrity
-from lab.files import InputError
+from lab.common import lockfile
+from lab.common.files import InputError
 from stages import evaluate, record, train
 from tests.conftest import Clone, Program
 
 pytestmark = pytest.mark.slow
 fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "9. Corruption")
 MODEL = Path("results/mlp/model.safetensors")
-MODULES = {"train": train, "evaluate": evaluate, "record": record}
-INPUTS = {  # by stage and model
-    ("train", "mlp"): ["data/fashion_mnist/train.safetensors"],
-    ("train", "linear_regression"): ["data/regression/train.csv"],
-    ("evaluate", "mlp"): [str(MODEL)],
-    ("evaluate", "softmax_regression"): ["data/fashion_mnist/test.safetensors"],
-    ("evaluate", "linear_regression"): ["data/regression/truth.json"],
-    ("record", "mlp"): [
-        f"results/mlp/{name}"
-        for name in ("history.csv", "predictions.csv", "confusion.csv", "metrics.json")
-    ],
-    ("record", "linear_regression"): [
-        "data/regression/validation.csv", "results/linear_regression/solution.csv"
-    ],
-    ("record", "softmax_regression"): ["results/softmax_regression/model.safetensors"],
-}  # fmt: skip
+INPUTS = [  # stage, model, and a file that it reads
+    (train, "mlp", "data/fashion_mnist/train.safetensors"),
+    (train, "linear_regression", "data/regression_data/train.csv"),
+    (evaluate, "mlp", str(MODEL)),
+    (evaluate, "softmax_regression", "data/fashion_mnist/test.safetensors"),
+    (evaluate, "linear_regression", "data/regression_data/truth.json"),
+    *((record, "mlp", f"results/mlp/{name}") for name in record.TABLES),
+    (record, "linear_regression", "data/regression_data/validation.csv"),
+    (record, "softmax_regression", "results/softmax_regression/model.safetensors"),
+]
 
 
 def flip(path: Path, at: int | None = None) -> None:
@@ -64,13 +58,13 @@ def name_in_lock(path: Path) -> Path:
 
 def in_cache(clone: Clone, path: Path) -> Path:
     """The output's object in DVC's cache."""
-    md5 = integrity.md5(clone.folder / path)
+    md5 = lockfile.md5(clone.folder / path)
     return clone.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
 
 
 @fault(
     "a byte flipped in data or results that a stage reads, the file's time as before",
-    "exit code 1, one line that names the file and `make mend`; all outputs as they were",
+    "exit code 1, one line that names the file and `make repair`; all outputs as they were",
     "dvc status calls it up to date",
 )
 def test_a_stage_refuses_a_corrupt_input_and_dvc_does_not_notice(
@@ -78,40 +72,41 @@ def test_a_stage_refuses_a_corrupt_input_and_dvc_does_not_notice(
 ) -> None:
     monkeypatch.chdir(clone.folder)
     clone.forget_runs()
-    paths = [Path(path) for paths in INPUTS.values() for path in paths]
+    paths = [Path(path) for _, _, path in INPUTS]
     clone.run("dvc", "status")  # DVC notes the times
     for path in paths:
         flip(path)
     assert clone.run("dvc", "status", "--quiet") == ""  # the control
     for path in paths:
         flip(path)
-    for (stage, model), read in INPUTS.items():
-        for path in map(Path, read):
-            flip(path)
-            before = outputs(clone)
-            done = in_process(MODULES[stage], model)
-            assert done.returncode == 1 and not done.stdout, done.stderr
-            line = f"error: {name_in_lock(path)} is not what dvc.lock says was made: "
-            assert done.stderr.startswith(line) and "`make mend`" in done.stderr
-            assert len(done.stderr.splitlines()) == 1
-            assert outputs(clone) == before
-            flip(path)
+    before = outputs(clone)
+    for (stage, model, _), path in zip(INPUTS, paths, strict=True):
+        flip(path)
+        corrupt = outputs(clone)
+        done = in_process(stage, model)
+        assert done.returncode == 1 and not done.stdout, done.stderr
+        line = f"error: {name_in_lock(path)} is not what dvc.lock says was made: "
+        assert done.stderr.startswith(line) and "`make repair`" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert outputs(clone) == corrupt != before
+        flip(path)
     assert not Path("mlflow.db").exists()
     times(len(paths))
 
 
 @fault(
     "a random byte flipped in a random output, the check alone",
-    "refused, by name", "as it was before, it passes",
-)  # fmt: skip
+    "refused, by name",
+    "as it was before, it passes",
+)
 def test_any_lost_byte_of_any_output_is_found(
     clone: Clone, run_all: bool, monkeypatch: pytest.MonkeyPatch, times: Callable[[int], None]
 ) -> None:
     monkeypatch.chdir(clone.folder)
-    recorded = integrity.outputs()
+    recorded = lockfile.outputs()
     files = [f for path in recorded for f in ([path] if path.is_file() else sorted(path.iterdir()))]
     small = [file for file in files if file.stat().st_size < 10**7]
-    integrity.require_unchanged(*recorded)
+    lockfile.require_unchanged(*recorded)
     draw = random.Random(9)
     number = 500 if run_all else 50
     for _ in range(number):
@@ -120,21 +115,23 @@ def test_any_lost_byte_of_any_output_is_found(
         flip(path, at)
         name = name_in_lock(path)
         with pytest.raises(InputError, match=f"^{name} is not what dvc.lock says was made"):
-            integrity.require_unchanged(name)
+            lockfile.require_unchanged(name)
         flip(path, at)
-    integrity.require_unchanged(*recorded)
+    lockfile.require_unchanged(*recorded)
     times(number)
 
 
 @fault(
     "a byte flipped in the cached object of a model, which `dvc checkout` brings back",
-    "evaluate refuses, by hand and under DVC", "dvc checkout says nothing",
-)  # fmt: skip
+    "evaluate refuses, by hand and under DVC",
+    "dvc checkout says nothing",
+)
 @fault(
-    "bytes flipped in objects of the cache, in a model and in data, then `make mend`",
+    "bytes flipped in objects of the cache, in a model and in data, then `make repair`",
     "exactly these are removed, a line each; `dvc repro` makes them again: dvc.lock equal byte for"
-    " byte, git status clean", "before, the stages refuse",
-)  # fmt: skip
+    " byte, git status clean",
+    "before, the stages refuse",
+)
 def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
     lock, good = (clone.folder / "dvc.lock").read_bytes(), outputs(clone)
     model, cached = clone.folder / MODEL, in_cache(clone, MODEL)
@@ -149,15 +146,13 @@ def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
         done = clone.try_(*command)
         assert done.returncode and f"error: {MODEL} is not what dvc.lock says" in done.stderr
 
-    folder, other = (
-        clone.folder / "data/regression",
-        in_cache(clone, Path("results/mlp/history.csv")),
-    )
+    folder = clone.folder / "data/regression_data"
+    other = in_cache(clone, Path("results/mlp/history.csv"))
     flip(folder / "test.csv")
     flip(other)
     damaged = {cached, other, model, folder}
     before = {path for path in clone.folder.rglob("*") if path.is_file()}
-    *removed, _ = clone.run("python", "-m", "tools.mend", "--damaged").splitlines()
+    *removed, _ = clone.run("python", "-m", "tools.repair", "--damaged").splitlines()
     assert sorted(removed) == sorted(
         f"removed {path.relative_to(clone.folder)}, which was damaged or never complete"
         for path in damaged
@@ -168,7 +163,7 @@ def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
     clone.run("dvc", "repro")
     assert outputs(clone) == good and (clone.folder / "dvc.lock").read_bytes() == lock
     assert clone.run("git", "status", "--porcelain") == ""
-    assert clone.run("python", "-m", "tools.mend", "--damaged") == "nothing is damaged\n"
+    assert clone.run("python", "-m", "tools.repair", "--damaged") == "nothing is damaged\n"
     model.unlink()
     clone.run("dvc", "checkout")  # the cache is whole again
     assert outputs(clone) == good

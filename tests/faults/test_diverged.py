@@ -1,6 +1,5 @@
 """A diverged training: one line that says where, a FAILED run, and the queue goes on."""
 
-import socket
 import time
 from functools import partial
 
@@ -9,6 +8,7 @@ from mlflow import MlflowClient
 
 from stages import train
 from tests.conftest import Clone, Program
+from tests.inputs import refusing
 
 pytestmark = pytest.mark.slow
 fault = partial(pytest.mark.fault, "10. Diverged training")
@@ -48,20 +48,19 @@ def test_a_diverged_experiment_is_a_failed_run_and_the_queue_goes_on(clone: Clon
     client = MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
     experiment = client.get_experiment_by_name(MODEL)
     runs = {run.data.params["lr"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert {lr: run.info.status for lr, run in runs.items()} == {
-        "0.04": "FINISHED", "1000.0": "FAILED", "2.0": "FAILED"
-    }  # fmt: skip
+    status_of = {lr: run.info.status for lr, run in runs.items()}
+    assert status_of == {"0.04": "FINISHED", "1000.0": "FAILED", "2.0": "FAILED"}
     wild = runs["2.0"]
     assert wild.data.tags["DVC_EXP_NAME"] == "wild" and wild.data.tags["failure"] in line
-    history = {
-        key: {
-            metric.step: metric.value for metric in client.get_metric_history(wild.info.run_id, key)
-        }
+    training, validation = (
+        sorted((m.step, m.value) for m in client.get_metric_history(wild.info.run_id, key))
         for key in ("train_loss", "validation_loss")
-    }
-    losses = history["train_loss"]
-    assert sorted(history["validation_loss"]) == [1, 2] and sorted(losses) == [1, 2, 3]
-    assert 1 < losses[1] < losses[2] < losses[3]
+    )
+    assert [step for step, _ in training] == [1, 2, 3] and [step for step, _ in validation] == [
+        1,
+        2,
+    ]
+    assert 1 < training[0][1] < training[1][1] < training[2][1]
 
 
 @fault("the same without a tracking server", "the same line, and that it is not recorded")
@@ -70,9 +69,7 @@ def test_without_a_tracking_server_the_line_is_the_same(
 ) -> None:
     clone.edit({"lr: 0.03": "lr: 1000"})
     monkeypatch.chdir(clone.folder)
-    with socket.socket() as refusing:  # bound, but does not listen
-        refusing.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{refusing.getsockname()[1]}"
+    with refusing() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         done = in_process(train, MODEL)
     warning, error = done.stderr.splitlines()

@@ -11,83 +11,78 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import safetensors.torch
 from ruamel.yaml import YAML
 
 import stages
-from lab import checkpoints, params, training
+from lab import checkpoints, params, schema, training
+from lab.common import workspace
 from stages import train
+from tracking.repository import ROOT
 
 if TYPE_CHECKING:  # the forkserver needs no MLflow
-    from tests.conftest import Clone, Program
+    from tests.conftest import Program
 
 pytestmark = pytest.mark.slow
 fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "2. Exact resume")
-MODEL: params.ModelName = "linear_regression"
-OUTPUTS = [Path("results", MODEL, name) for name in ("model.safetensors", "history.csv")]
+MODEL = "linear_regression"
+DATA = schema.folder("regression_data")
+RESULTS = schema.results(MODEL)
 CHECKPOINTS = Path(".dvc/tmp/checkpoints")
 Finish = Callable[[], tuple[bool, bool]]
 MID_EPOCH = (27, "after")  # an epoch has 20 steps
 
 
-def train_and_die(folder: Path, n: int, when: str, environment: dict[str, Any]) -> None:
+def train_and_die(folder: Path, environment: dict[str, str], n: int, when: str) -> None:
     """Train with a checkpoint at every step, and die before, during or after the n-th.
 
     "During" means that half of the bytes are written. With n = 0, train undisturbed.
     """
-    save, write, patch = (
-        checkpoints.Checkpoint.save,
-        safetensors.torch.save_file,
-        pytest.MonkeyPatch(),
-    )
-    number = itertools.count(1)
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    save, patch, number = checkpoints.Checkpoint.save, pytest.MonkeyPatch(), itertools.count(1)
 
     def save_and_die(checkpoint: checkpoints.Checkpoint, *state: Any) -> None:
         last = next(number) == n
         if last and when == "during":
-            patch.setattr(safetensors.torch, "save_file", write_half_and_die)
+            patch.setattr(os, "fsync", halve_and_die)  # which ends the writing
         if not (last and when == "before"):
             save(checkpoint, *state)
         if last:
-            die()
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def write_half_and_die(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
-        write(tensors, path, metadata)
-        os.truncate(path, path.stat().st_size // 2)
-        die()
+    def halve_and_die(descriptor: int) -> None:
+        os.truncate(f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
 
+    os.chdir(folder)
+    os.environ.update(environment)
     if n:
         patch.setattr(checkpoints, "INTERVAL", 0)
         patch.setattr(checkpoints.Checkpoint, "save", save_and_die)
     patch.setattr("sys.argv", ["train.py", MODEL])
-    os.environ.update(environment)
-    os.chdir(folder)
     stages.run(train.main)
 
 
-def exit_code(folder: Path, n: int, when: str = "", **environment: Any) -> int | None:
+def exit_code(folder: Path, n: int, when: str = "") -> int | None:
     """Run `train_and_die` in a new process, forked from one that has loaded torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", __name__])
-    process = context.Process(target=train_and_die, args=(folder, n, when, environment))
+    process = context.Process(target=train_and_die, args=(folder, dict(os.environ), n, when))
     process.start()
     process.join()
     return process.exitcode
 
 
 @pytest.fixture(scope="module")
-def trained(finished: "Clone", tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the results of an undisturbed training of four epochs, with momentum."""
     folder = tmp_path_factory.mktemp("trained")
-    for name in ("exact", "lab", "stages", "data/regression"):
-        shutil.copytree(finished.folder / name, folder / name)
-    parameters = YAML().load(finished.folder / "params.yaml")
-    parameters[MODEL] |= {"epochs": 4, "batch_size": 50, "momentum": 0.9, "weight_decay": 0.001}
-    parameters[MODEL]["lr_schedule"] = "linear"
+    for name in workspace.CODE:
+        shutil.copytree(ROOT / name, folder / name)
+    parameters = YAML().load(ROOT / "tests/params.yaml")
+    sgd = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.001}
+    parameters[MODEL] |= {"epochs": 4, "batch_size": 50, "optimizer": sgd, "lr_schedule": "linear"}
     YAML().dump(parameters, folder / "params.yaml")
+    p = params.load(folder / "params.yaml")
+    p.dataset(MODEL).prepare(folder / DATA, p)
     assert exit_code(folder, 0) == 0
     return folder
 
@@ -106,16 +101,19 @@ def finish(
     def finish() -> tuple[bool, bool]:
         done = in_process(train, MODEL)
         assert done.returncode == 0, done.stderr
-        same = all(path.read_bytes() == (trained / path).read_bytes() for path in OUTPUTS)
-        return "going on from a checkpoint" in done.stderr, same
+        ours, expected = (
+            {f.name: f.read_bytes() for f in (folder / RESULTS).iterdir()}
+            for folder in (Path(), trained)
+        )
+        return "continuing from a checkpoint" in done.stderr, ours == expected
 
     return finish
 
 
-def kill(*moment: Any, **environment: Any) -> None:
+def kill(n: int, when: str) -> None:
     """Train until the process is killed."""
-    assert exit_code(Path.cwd(), *moment, **environment) == -signal.SIGKILL
-    assert not any(path.exists() for path in OUTPUTS)
+    assert exit_code(Path.cwd(), n, when) == -signal.SIGKILL
+    assert not RESULTS.exists()
 
 
 @fault(
@@ -151,15 +149,12 @@ def test_without_the_position_the_bytes_differ(finish: Finish) -> None:
     (path,) = CHECKPOINTS.iterdir()
     checkpoint = checkpoints.Checkpoint(path)
     assert checkpoint.saved
-    checkpoint.save(checkpoint.saved.tensors, checkpoint.saved.state | {"position": {}})
+    checkpoint.save(checkpoint.saved.tensors, checkpoint.saved.state | {"at": {}})
     assert finish() == (True, False)
 
 
-def edit(name: str, old: str, new: str) -> None:
-    """Replace a part of a file."""
-    text = Path(name).read_text()
-    assert old in text
-    Path(name).write_text(text.replace(old, new, 1))
+def other_lr(text: bytes) -> bytes:
+    return text.replace(b"0.03", b"0.04", 1)
 
 
 @fault(
@@ -168,34 +163,27 @@ def edit(name: str, old: str, new: str) -> None:
     "unchanged, it is used",
 )
 @pytest.mark.parametrize(
-    "change",
+    ("change", "path", "edit"),
     [
-        "the code changed",
-        "the data changed",
-        "the parameters changed",
-        "the parameters changed and the checkpoint renamed accordingly",
-        "one byte of the checkpoint flipped",
-        "the checkpoint cut short",
+        ("the code changed", "lab/networks.py", lambda old: b"# other code\n" + old),
+        ("the data changed", DATA / "train.csv", lambda old: old.replace(b"0.", b"1.", 1)),
+        ("the parameters changed", "params.yaml", other_lr),
+        ("the checkpoint renamed as for other parameters", "params.yaml", other_lr),
+        # In a tensor, which safetensors does not check.
+        ("one byte of the checkpoint flipped", "", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
+        ("the checkpoint cut short", "", lambda old: old[:-1]),
     ],
 )
-def test_an_unfit_checkpoint_is_not_used(finish: Finish, change: str) -> None:
+def test_an_unfit_checkpoint_is_not_used(
+    finish: Finish, change: str, path: Path | str, edit: Callable[[bytes], bytes]
+) -> None:
     kill(*MID_EPOCH)
-    (path,) = CHECKPOINTS.iterdir()
-    contents = bytearray(path.read_bytes())
-    if "code" in change:
-        edit("lab/models.py", '"""', '"""Other code. ')
-    elif "data" in change:
-        edit("data/regression/train.csv", "0.", "1.")
-    elif "parameters" in change:
-        edit("params.yaml", "lr: 0.03", "lr: 0.031")
-        if "renamed" in change:
-            path.rename(checkpoints.find(MODEL, params.load(), training.device()).path)
-    elif "flipped" in change:
-        contents[-3] ^= 1  # in the weights, which safetensors does not check
-        path.write_bytes(contents)
-    else:
-        path.write_bytes(contents[:-1])
-    assert finish() == (False, "data" not in change and "parameters" not in change)
+    (checkpoint,) = CHECKPOINTS.iterdir()
+    path = Path(path or checkpoint)
+    path.write_bytes(edit(path.read_bytes()))
+    if "renamed" in change:
+        checkpoint.rename(checkpoints.find(MODEL, params.load(), training.device()).path)
+    assert finish() == (False, path.name not in ("train.csv", "params.yaml"))
 
 
 @fault("checkpoints a week old", "the next training removed them", "younger ones stay")
@@ -213,9 +201,9 @@ def test_old_checkpoints_are_removed(finish: Finish) -> None:
 def test_an_experiment_leaves_its_checkpoint_in_the_main_repository(
     finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill(*MID_EPOCH, DVC_ROOT=str(tmp_path))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    kill(*MID_EPOCH)
     (path,) = (tmp_path / CHECKPOINTS).iterdir()
     saved = checkpoints.Checkpoint(path).saved
-    assert saved and saved.state["position"]["step"] == 7
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert saved and saved.state["at"]["step"] == 7
     assert finish() == (True, True)

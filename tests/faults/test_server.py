@@ -21,7 +21,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from lab import files
+from lab.common import files
 from tests.conftest import Clone
 from tests.servers import Stage, mlflow_server, runs, server_settings
 
@@ -124,7 +124,7 @@ class Place:
         self.client = MlflowClient(tracking_uri=server)
         self.receipt = clone.folder / f"results/{MODEL}/receipt.json"
         # Its files say, outside the store, that a run may be incomplete.
-        self.marks = clone.folder / ".dvc/tmp/recording"
+        self.markers = clone.folder / ".dvc/tmp/recording"
         self.reset()
         assert self.record() == (0, "")
         self.requests = proxy.seen
@@ -134,7 +134,7 @@ class Place:
     def reset(self) -> None:
         """Forget all that was recorded."""
         self.proxy.recover()
-        shutil.rmtree(self.marks, ignore_errors=True)
+        shutil.rmtree(self.markers, ignore_errors=True)
         self.receipt.unlink(missing_ok=True)
         for experiment in self.client.search_experiments():
             if experiment.name != "Default":
@@ -142,9 +142,9 @@ class Place:
 
     def record(self, model: str = MODEL, uri: str = "") -> tuple[int | None, str]:
         """The exit code and the errors of a recorder with the default time-out."""
-        store = {"MLFLOW_TRACKING_URI": uri or self.proxy.address}
-        folder = self.clone.folder
-        return Stage(folder, "record", model, MLFLOW_HTTP_REQUEST_TIMEOUT="5", **store).end()
+        settings = server_settings(uri or self.proxy.address)
+        settings["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "5"
+        return Stage(self.clone.folder, "record", model, **settings).end()
 
     def start_until_fault(self) -> Stage:
         """Start a patient recorder, and wait until its request fails."""
@@ -165,12 +165,10 @@ class Place:
     def contents(self, run: Run) -> tuple[Any, ...]:
         """What a run holds, without the model's name, which is always new."""
         names = [file.path for file in self.client.list_artifacts(run.info.run_id)]
-        (model,) = self.client.search_logged_models(
-            [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
-        )
+        (output,) = run.outputs.model_outputs
+        status = self.client.get_logged_model(output.model_id).status
         inputs = sorted(entry.dataset.digest for entry in run.inputs.dataset_inputs)
-        values = run.data.params, run.data.metrics, set(run.data.tags)
-        return *values, names, inputs, str(model.status)
+        return run.data.params, run.data.metrics, set(run.data.tags), names, inputs, status
 
     def digests(self) -> dict[str, str]:
         """The digest of every file that the stages wrote, without the receipt."""
@@ -194,7 +192,7 @@ class Place:
         assert self.contents(run) == self.complete
         assert self.receipt.exists()
         assert self.digests() == self.outputs
-        assert not list(self.marks.glob("*/*"))
+        assert not list(self.markers.glob("*/*"))
 
 
 @pytest.fixture(scope="module")
@@ -210,27 +208,26 @@ def place(
 
 ENDED = "the recorder ends with one line within 10 s; data and results are as before;"
 ONCE = f"{ENDED} the next one records once and marks the incomplete run FAILED"
+# What happens: the kind of fault, whether it lasts, and the request that it begins with.
+FAULTS = {
+    "the server never answers": ("hang", True, "health"),
+    "the server hangs": ("hang", True, "experiments/create"),
+    "the server hangs at the model": ("hang", True, "runs/outputs"),
+    "the server dies": ("cut", True, "runs/create"),
+    "one request is answered with 500": ("500", False, "artifacts/"),
+    "all requests from one on are answered with 503": ("503", True, "runs/log-inputs"),
+    "one answer is lost": ("lose", False, ""),
+    "the server dies between a request and its answer": ("lose", True, "logged-models"),
+}
 
 
 @pytest.mark.sample(3)
 @fault("during a recording, {what}", ONCE)
-@pytest.mark.parametrize(
-    ("what", "kind", "lasting", "part"),
-    [
-        ("the server never answers", "hang", True, "health"),
-        ("the server hangs", "hang", True, "experiments/create"),
-        ("the server hangs at the model", "hang", True, "runs/outputs"),
-        ("the server dies", "cut", True, "runs/create"),
-        ("one request is answered with 500", "500", False, "artifacts/"),
-        ("all requests from one on are answered with 503", "503", True, "runs/log-inputs"),
-        ("one answer is lost", "lose", False, ""),
-        ("the server dies between a request and its answer", "lose", True, "logged-models"),
-    ],
-)
+@pytest.mark.parametrize("what", FAULTS)
 def test_after_a_fault_of_the_server_the_next_recorder_records_once(
-    place: Place, run_all: bool, times: Callable[[int], None],
-    what: str, kind: str, lasting: bool, part: str,
-) -> None:  # fmt: skip
+    place: Place, run_all: bool, times: Callable[[int], None], what: str
+) -> None:
+    kind, lasting, part = FAULTS[what]
     last = len(place.requests)
     numbers = {place.request(part) if part else last}
     if run_all and part != "health":
@@ -253,16 +250,15 @@ def test_dvc_repro_records_after_the_server_has_recovered(place: Place) -> None:
     place.reset()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    place.require_failed(*place.record(uri=address))
+    store = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    place.require_failed(*place.record(uri=store["MLFLOW_TRACKING_URI"]))
     with Proxy(place.server, port) as proxy:
         proxy.fail("hang", place.request("runs/create"))
         # A real process, whose time-outs are the default ones.
-        command = ("python", "-m", "stages.record", MODEL)
-        done = place.clone.try_(*command, MLFLOW_TRACKING_URI=address)
+        done = place.clone.try_("python", "-m", "stages.record", MODEL, **store)
         place.require_failed(done.returncode, done.stderr, proxy.since)
         proxy.recover()
-        place.clone.run("dvc", "repro", f"record@{MODEL}", MLFLOW_TRACKING_URI=address)
+        place.clone.run("dvc", "repro", f"record@{MODEL}", **store)
         place.require_recorded_once()
 
 
@@ -277,7 +273,7 @@ def test_a_run_whose_last_answer_was_lost_is_not_recorded_again(place: Place) ->
     place.proxy.fail("lose", last, last)
     place.require_failed(*place.record())
     assert place.statuses() == ["FINISHED"]
-    # A recorder of another model looks through the marks first.
+    # A recorder of another model looks through the markers first.
     place.proxy.recover()
     assert place.record("softmax_regression") == (0, "")
     # The next recorder finds its run, but fails before it has written its receipt.
@@ -310,7 +306,7 @@ def test_the_run_of_a_killed_recorder_is_marked_failed(
             stage.end()
             assert place.statuses() == ["RUNNING"]
             if not protected:
-                shutil.rmtree(place.marks)
+                shutil.rmtree(place.markers)
             place.proxy.recover()
             assert place.record() == (0, "")
             if protected:

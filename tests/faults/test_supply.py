@@ -1,10 +1,8 @@
 """What is installed is what the lock names, to the byte; known vulnerabilities are looked up."""
 
 import hashlib
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import zipfile
@@ -15,7 +13,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from benchmarks.clones import ROOT
+from tests.conftest import Clone
+from tests.inputs import refusing
+from tracking.repository import ROOT
 
 fault = partial(pytest.mark.fault, "11. Supply chain")
 TINY = "tiny-of-these-tests"
@@ -73,12 +73,14 @@ def wheel(folder: Path, code: bytes) -> str:
     return f"{TINY}==1.0 \\\n    --hash=sha256:{digest}\n"
 
 
-class Setup:
+class Setup(Clone):
     """A folder in which `make setup` installs uv and a tiny package, without an index."""
 
     def __init__(self, folder: Path, wheels: Path) -> None:
-        self.folder, self.wheels = folder, wheels
-        self.python = sys.executable
+        super().__init__(folder, folder)
+        for tool in ("PIP", "UV"):
+            self.environment |= {f"{tool}_NO_INDEX": "1", f"{tool}_FIND_LINKS": str(wheels)}
+        self.environment |= {"UV_CACHE_DIR": str(folder / "cache"), "PYTHON": sys.executable}
         shutil.copy(ROOT / "Makefile", folder)
 
     def keep_environment(self) -> None:
@@ -90,19 +92,11 @@ class Setup:
             f'exec {sys.executable} "$@"\n'
         )
         python.chmod(0o755)
-        self.python = str(python)
+        self.environment["PYTHON"] = str(python)
 
     def make(self, *lock: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "requirements.txt").write_text("".join(lock))
-        environment = {
-            "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels),
-            "UV_NO_INDEX": "1", "UV_FIND_LINKS": str(self.wheels),
-            "UV_CACHE_DIR": str(self.folder / "cache"), "PYTHON": self.python,
-        }  # fmt: skip
-        return subprocess.run(
-            ["make", "--no-print-directory", "setup"], cwd=self.folder, check=False,
-            env=os.environ | environment, capture_output=True, text=True,
-        )  # fmt: skip
+        return self.try_("make", "--no-print-directory", "setup")
 
     def refuses(self, why: str, *lock: str) -> None:
         """Set-up fails, says why, installs nothing, and is not marked as done."""
@@ -115,8 +109,7 @@ class Setup:
     def installs(self, *lock: str) -> None:
         done = self.make(*lock)
         assert done.returncode == 0, done.stderr
-        command = [str(self.folder / ".venv/bin/python"), "-c", "import tiny; print(tiny.ANSWER)"]
-        assert subprocess.check_output(command, text=True) == "42\n"
+        assert self.run(".venv/bin/python", "-c", "import tiny; print(tiny.ANSWER)") == "42\n"
         assert self.make(*lock).stdout == ""  # nothing to do
 
 
@@ -128,31 +121,26 @@ def installer(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("wheels")
     (folder / "uv.txt").write_text(entry)
     command = "pip download --quiet --no-deps --require-hashes --only-binary=:all: -r uv.txt"
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split()],
-        cwd=folder, check=False, capture_output=True, text=True,
-    )  # fmt: skip
+    done = Clone(folder, folder).try_("python", "-m", *command.split())
     if done.returncode:
         pytest.skip(f"the package index does not deliver uv: {done.stderr.strip()[-200:]}")
     return entry, folder
 
 
-@fault(
-    "another installer than the lock's",
-    "`make setup` fails and installs nothing", CONTROL,
-)  # fmt: skip
+@fault("another installer than the lock's", "`make setup` fails and installs nothing", CONTROL)
 @fault(
     "a package changed on its way: one byte",
-    "`make setup` fails, says hash mismatch and installs nothing", CONTROL,
-)  # fmt: skip
+    "`make setup` fails, says hash mismatch and installs nothing",
+    CONTROL,
+)
 @fault(
-    "then a package with other code",
-    "the same again; with the true package it succeeds", CONTROL,
-)  # fmt: skip
+    "then a package with other code", "the same again; with the true package it succeeds", CONTROL
+)
 @fault(
     "an entry of the lock without a hash",
-    "`make setup` fails and installs nothing", "without --require-hashes it is installed",
-)  # fmt: skip
+    "`make setup` fails and installs nothing",
+    "without --require-hashes it is installed",
+)
 @pytest.mark.slow
 def test_set_up_installs_only_packages_with_the_hashes_of_the_lock(
     installer: tuple[str, Path], tmp_path: Path
@@ -182,27 +170,22 @@ def test_set_up_installs_only_packages_with_the_hashes_of_the_lock(
 
 @fault(
     "`make audit` without a network, and of a package that the index does not know",
-    "it fails", "without strictness an unknown package passes",
-)  # fmt: skip
+    "it fails",
+    "without strictness an unknown package passes",
+)
 @pytest.mark.slow
 def test_an_audit_that_finds_nothing_out_fails(
     tmp_path: Path, times: Callable[[int], None]
 ) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "requirements.txt").write_text(f"{TINY}==1.0 --hash=sha256:{'0' * 64}\n")
-    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with socket.socket() as refusing:  # bound, but does not listen
-        refusing.bind(("127.0.0.1", 0))
-        proxy = f"http://127.0.0.1:{refusing.getsockname()[1]}"
-        for network in ({"HTTPS_PROXY": proxy, "https_proxy": proxy}, {}):
-            done = subprocess.run(
-                ["make", "audit", "SOURCES=true", "STAMP=/dev/null"],  # without building .venv
-                cwd=tmp_path, env=os.environ | path | network, check=False, capture_output=True,
-            )  # fmt: skip
-            assert done.returncode != 0
+    folder = Clone(tmp_path, tmp_path)
+    audit = ("make", "audit", "SOURCES=true", "STAMP=/dev/null")  # without building .venv
+    with refusing() as proxy:
+        assert folder.try_(*audit, HTTPS_PROXY=proxy, https_proxy=proxy).returncode
+    assert folder.try_(*audit).returncode
     options = "--requirement requirements.txt --require-hashes --disable-pip"
-    command = [sys.executable, "-m", "pip_audit", *options.split()]
-    if subprocess.run(command, cwd=tmp_path, check=False, capture_output=True).returncode:
+    if folder.try_("python", "-m", "pip_audit", *options.split()).returncode:
         pytest.skip("no network to show that strictness makes the difference")
     times(2)
 

@@ -1,29 +1,28 @@
 """Replay of runs from an untrusted MLflow store: what is malformed is refused, and no code runs."""
 
 import contextlib
+import re
 import sqlite3
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from tests import servers
 from tests.conftest import Clone, Program
-from tests.tools.test_replay import MODEL, runs
 from tools import replay
 
 pytestmark = pytest.mark.slow
-fault = partial(pytest.mark.fault.with_args, "8. Untrusted files")
-REFUSED = "cannot be tried: exit code 2, one line; no code runs, no file is written"
-TRIED = "a run with another model, parameter and commit is tried"
-HISTORY = f"sha256.results/{MODEL}/history.csv"
+MODEL = "linear_regression"
+# Changes of a run: an SQL statement with its values, and the contents of artifacts.
+# TMP stands for a folder in which no file named canary may be made.
+Change = tuple[tuple[str, ...], dict[str, str]]
+RENAME = "UPDATE tags SET key = ? WHERE key = ?"
 TAG = "UPDATE tags SET value = ? WHERE key = ?"
-Times = Callable[[int], None]
-Refusal = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +34,10 @@ def recorded(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone
 @pytest.fixture
 def refusal(
     recorded: Clone, in_process: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Refusal:
-    """A function that changes a run, returns why it cannot be replayed, and undoes the change.
-
-    The change is an SQL statement with its values, or contents of artifacts.
-    """
-    temporary, (run, *_) = tmp_path / "tmp", runs(recorded)
+) -> Callable[[Change], str]:
+    """A function that changes a run, returns why it cannot be replayed, and undoes the change."""
+    run = servers.runs(f"sqlite:///{recorded.folder}/mlflow.db", MODEL)[0].info.run_id
+    temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.chdir(recorded.folder)
@@ -50,7 +47,8 @@ def refusal(
         paths = [path for path in Path().rglob("*") if "mlflow.db" not in path.name]
         return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
 
-    def refuse(*sql: str, **artifacts: bytes) -> str:
+    def refuse(change: Change) -> str:
+        sql, artifacts = change
         folder = Path("mlartifacts", MODEL, run, "artifacts")
         files = {folder / name: contents for name, contents in artifacts.items()}
         old = {path: path.read_bytes() for path in files if path.exists()}
@@ -60,10 +58,12 @@ def refusal(
         ):
             db.backup(backup)
             if sql:
-                assert db.execute(sql[0], sql[1:]).rowcount
+                values = [value.replace("TMP", str(tmp_path)) for value in sql[1:]]
+                assert db.execute(sql[0], values).rowcount
                 db.commit()
-            for path, contents in files.items():
-                path.write_bytes(contents)
+            for path, text in files.items():
+                contents = text.replace("TMP", str(tmp_path))
+                path.write_bytes(contents.encode("utf-8", "surrogatepass"))
             before = listing()
             done = in_process(replay, run)
             assert listing() == before and not list(temporary.iterdir())
@@ -80,67 +80,6 @@ def refusal(
     return refuse
 
 
-PATHS = [
-    "data/../../../evil", "/etc/passwd", "../evil", "lab/files.py", "results/../../evil",
-    ".git/hooks/post-checkout", "", ".",
-]  # fmt: skip
-
-
-@fault("a run that names files outside of data and results is replayed", REFUSED, TRIED)
-def test_other_files(refusal: Refusal, times: Times) -> None:
-    for path in PATHS:
-        reason = refusal("UPDATE tags SET key = ? WHERE key = ?", f"sha256.{path}", HISTORY)
-        assert "not a run that this pipeline recorded" in reason
-    times(len(PATHS))
-
-
-COMMITS = [
-    "--upload-pack=mkdir CANARY", "--output=CANARY", "-h", "--help", "--batch", "--textconv",
-    "-e", "--", "", "HEAD; mkdir CANARY", "$(mkdir CANARY)", "HEAD:stages", "^HEAD", "0" * 40,
-    "HEAD\n--upload-pack=mkdir CANARY", "HEAD\0",
-]  # fmt: skip
-
-
-@fault(
-    "a run whose commit is an option of git, a command, or no commit is replayed", REFUSED,
-    "other commands of git run the program that such an option names",
-)  # fmt: skip
-def test_a_commit_that_is_none(refusal: Refusal, tmp_path: Path, times: Times) -> None:
-    canary = tmp_path / "canary"
-    for commit in COMMITS:
-        reason = refusal(TAG, commit.replace("CANARY", str(canary)), "git.commit")
-        assert ("is not in this repository" in reason) == (commit == "0" * 40)
-        assert not canary.exists()
-    command = ["git", "ls-remote", f"--upload-pack=mkdir {canary};", "."]
-    subprocess.run(command, check=False, capture_output=True)
-    assert canary.exists()
-    times(len(COMMITS))
-
-
-PARAMETERS = [
-    "!!python/object/apply:os.mkdir [CANARY]", "a: [1", "\0", "", "1", "seed: 2001-99-99",
-    "a: &a [1, 1]\nb: [*a, *a]", "a:\n" + "".join(" " * i + "a:\n" for i in range(1, 900)),
-    "seed: 1\nseed: 2\n", "seed: " + "9" * 10_000, "\ud800",
-]  # fmt: skip
-
-
-@fault(
-    "a run whose parameters are not YAML, contain a command, or expand is replayed", REFUSED,
-    "an unsafe parser runs the command",
-)  # fmt: skip
-def test_malformed_parameters(refusal: Refusal, tmp_path: Path, times: Times) -> None:
-    canary = tmp_path / "canary"
-    for text in PARAMETERS:
-        contents = text.replace("CANARY", str(canary)).encode("utf-8", "surrogatepass")
-        assert "params.yaml: " in refusal(**{"params.yaml": contents})
-        assert not canary.exists()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        YAML(typ="unsafe", pure=True).load(PARAMETERS[0].replace("CANARY", str(canary)))
-    assert canary.exists()
-    times(len(PARAMETERS))
-
-
 def new_file(path: str, mode: str = "100644", line: str = "x") -> str:
     """A patch that makes a file."""
     return (
@@ -149,32 +88,21 @@ def new_file(path: str, mode: str = "100644", line: str = "x") -> str:
     )
 
 
-OUTSIDE = new_file("../../evil")
+PATHS = ["data/../../../evil", "/etc/passwd", "../evil", "lab/common/files.py", "", "."]
+PATHS += ["results/../../evil", ".git/hooks/post-checkout"]
+UPLOAD = "--upload-pack=mkdir TMP/canary"
+COMMITS = [UPLOAD, "--output=TMP/canary", "-h", "--help", "--batch", "--textconv", "-e", "--"]
+COMMITS += ["HEAD; mkdir TMP/canary", "$(mkdir TMP/canary)", "HEAD:stages", "^HEAD", "0" * 40]
+COMMITS += [f"HEAD\n{UPLOAD}", "HEAD\0", ""]
+COMMAND = "!!python/object/apply:os.mkdir [TMP/canary]"
+PARAMETERS = [COMMAND, "a: [1", "\0", "", "1", "seed: 2001-99-99", "seed: " + "9" * 10_000]
+PARAMETERS += ["a: &a [1, 1]\nb: [*a, *a]", "seed: 1\nseed: 2\n", "\ud800"]
+PARAMETERS += ["a:\n" + "".join(" " * i + "a:\n" for i in range(1, 900))]
+OUTSIDE = new_file("../../canary")
 LINK = new_file("data/link", "120000", "TMP") + "\\ No newline at end of file\n"
-PATCHES = [
-    "\0\1 junk", "", OUTSIDE, new_file(".git/config"), LINK + new_file("data/link/evil"),
-    new_file(".git/hooks/post-checkout", "100755", "#!/bin/sh"),
-    new_file("GIT~1/hooks/post-checkout", "100755", "#!/bin/sh"),  # the name on Windows
-]  # fmt: skip
-
-
-@fault(
-    "a run whose patch is malformed or writes outside of the clone is replayed", REFUSED,
-    "without git's check a file outside is written",
-)  # fmt: skip
-def test_malformed_patches(refusal: Refusal, tmp_path: Path, times: Times) -> None:
-    for text in PATCHES:
-        patch = {"changes.patch": text.replace("TMP", str(tmp_path)).encode()}
-        assert "cannot be tried: git " in refusal(TAG, "true", "git.dirty", **patch)
-        assert not list(tmp_path.rglob("evil"))
-    folder = tmp_path / "a/b"
-    folder.mkdir(parents=True)
-    command = ["git", "apply", "--unsafe-paths"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, input=OUTSIDE.encode())
-    assert (tmp_path / "evil").exists()
-    times(len(PATCHES))
-
-
+PATCHES = ["\0\1 junk", "", OUTSIDE, new_file(".git/config"), LINK + new_file("data/link/canary")]
+PATCHES += [new_file(".git/hooks/post-checkout", "100755", "#!/bin/sh")]
+PATCHES += [new_file("GIT~1/hooks/post-checkout", "100755", "#!/bin/sh")]  # the name on Windows
 MALFORMED = [
     "UPDATE tags SET value = 'true' WHERE key = 'git.dirty'",  # without a patch
     "UPDATE tags SET value = NULL WHERE key = 'git.commit'",
@@ -192,8 +120,66 @@ MALFORMED = [
 ]
 
 
-@fault("a run with malformed entries in the store is replayed", REFUSED, TRIED)
-def test_malformed_entries(refusal: Refusal, times: Times) -> None:
-    for statement in MALFORMED:
-        refusal(statement)
-    times(len(MALFORMED))
+def run_by_git(folder: Path) -> None:
+    command = ["git", "ls-remote", UPLOAD.replace("TMP", str(folder)) + ";", "."]
+    subprocess.run(command, check=False, capture_output=True)
+
+
+def run_by_yaml(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        YAML(typ="unsafe", pure=True).load(COMMAND.replace("TMP", str(folder)))
+
+
+def write_by_git(folder: Path) -> None:
+    inner = folder / "a/b"
+    inner.mkdir(parents=True)
+    command = ["git", "apply", "--unsafe-paths"]
+    subprocess.run(command, cwd=inner, check=True, capture_output=True, input=OUTSIDE.encode())
+
+
+Control = Callable[[Path], None]
+CASES: dict[str, tuple[list[Change], str, Control | None]] = {
+    "that names files outside of data and results": (
+        [((RENAME, f"sha256.{path}", f"sha256.results/{MODEL}/history.csv"), {}) for path in PATHS],
+        "not a run that this pipeline recorded",
+        None,
+    ),
+    "whose commit is an option of git, a command, or no commit": (
+        [((TAG, commit, "git.commit"), {}) for commit in COMMITS],
+        "not a run that this pipeline recorded|0{40} is not in this repository",
+        run_by_git,
+    ),
+    "whose parameters are not YAML, contain a command, or expand": (
+        [((), {"params.yaml": text}) for text in PARAMETERS],
+        "params.yaml: ",
+        run_by_yaml,
+    ),
+    "whose patch is malformed or writes outside of the clone": (
+        [((TAG, "true", "git.dirty"), {"changes.patch": text}) for text in PATCHES],
+        "cannot be tried: git ",
+        write_by_git,
+    ),
+    "with malformed entries in the store": ([((text,), {}) for text in MALFORMED], "", None),
+}
+
+
+@pytest.mark.fault(
+    "8. Untrusted files",
+    "a run {what} is replayed",
+    "cannot be tried: exit code 2, one line; no code runs, no file is written",
+    "a run with another model, parameter and commit is tried; other commands of git, an unsafe"
+    " parser of YAML and git without its check run the command or write the file",
+)
+@pytest.mark.parametrize("what", CASES)
+def test_a_malformed_run_is_refused(
+    refusal: Callable[[Change], str], tmp_path: Path, times: Callable[[int], None], what: str
+) -> None:
+    changes, reason, control = CASES[what]
+    for change in changes:
+        assert re.search(reason, refusal(change))
+        assert not list(tmp_path.rglob("canary"))
+    if control:
+        control(tmp_path)
+        assert (tmp_path / "canary").exists()
+    times(len(changes))

@@ -7,31 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.clones import ROOT
-from lab import checkpoints, params, workspace
+from lab import checkpoints, params, schema
 from lab.checkpoints import Checkpoint
+from lab.common import workspace
+from tracking.repository import ROOT
 
-CPU = torch.device("cpu")
-STATE = {"position": {"epoch": 2}, "loss": 0.1 + 0.2}
+MODEL = "linear_regression"
+STATE = {"at": {"epoch": 2}, "loss": 0.1 + 0.2}
+TENSORS = {"b": torch.arange(3.0), "a": torch.ones(3, 2)}
+TRAIN = schema.folder("regression_data") / "train.csv"
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
     return Checkpoint(tmp_path / "folder" / "key.safetensors")
-
-
-def tensors() -> dict[str, torch.Tensor]:
-    return {"b": torch.arange(3.0), "a": torch.ones(2, 3).t()}
-
-
-def test_what_was_saved_comes_back_until_it_is_removed(checkpoint: Checkpoint) -> None:
-    assert checkpoint.saved is None
-    checkpoint.save({k: v.contiguous() for k, v in tensors().items()}, STATE)
-    saved = Checkpoint(checkpoint.path).saved
-    assert saved and saved.state == STATE
-    assert all(torch.equal(saved.tensors[name], value) for name, value in tensors().items())
-    checkpoint.remove()
-    assert Checkpoint(checkpoint.path).saved is None
 
 
 def test_one_is_due_when_the_last_is_old_enough(
@@ -54,8 +43,12 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
     assert Checkpoint(checkpoint.path).saved is None
 
 
-def test_a_digest_holds_name_state_and_tensors_together(checkpoint: Checkpoint) -> None:
-    checkpoint.save(tensors() | {"a": torch.ones(3, 2)}, STATE)
+def test_what_was_saved_comes_back_whole_or_not_at_all(checkpoint: Checkpoint) -> None:
+    assert checkpoint.saved is None
+    checkpoint.save(TENSORS, STATE)
+    saved = Checkpoint(checkpoint.path).saved
+    assert saved and saved.state == STATE and saved.tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(saved.tensors[name], value) for name, value in TENSORS.items())
     contents = checkpoint.path.read_bytes()
     for place in range(0, len(contents), 7):
         damaged = bytearray(contents)
@@ -66,43 +59,38 @@ def test_a_digest_holds_name_state_and_tensors_together(checkpoint: Checkpoint) 
     other.write_bytes(contents)
     assert Checkpoint(other).saved is None
     checkpoint.path.write_bytes(contents)
-    assert Checkpoint(checkpoint.path).saved
+    assert Checkpoint(checkpoint.path).saved  # the control
+    checkpoint.remove()
+    assert Checkpoint(checkpoint.path).saved is None
 
 
-@pytest.fixture
-def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """That of the linear regression, in a folder of its own with the project's code."""
+def key(old: str = "", new: str = "", model: str = MODEL, device: str = "cpu") -> str:
+    """The key in the current folder, after a change of tests/params.yaml."""
+    text = (ROOT / "tests/params.yaml").read_text(encoding="utf-8")
+    assert old in text
+    return checkpoints.key(model, params.parse(text.replace(old, new, 1)), torch.device(device))
+
+
+def test_what_determines_the_result_changes_the_key_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in workspace.CODE:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / params.REGRESSION).mkdir(parents=True)
-    (tmp_path / params.REGRESSION / "train.csv").write_text("x1,y\n1,2\n")
-    return checkpoints.key("linear_regression", asked(), CPU)
+    TRAIN.parent.mkdir(parents=True)
+    TRAIN.write_text("x1,y\n1,2\n")
+    first = key()
+    Path("README.md").write_text("other")
+    Path("exact/notes.txt").write_text("other")
+    assert key("epochs: 15", "epochs: 1") == key(device="cuda") == first
 
-
-def asked(old: str = "seed: 1", new: str = "seed: 1") -> params.Params:
-    text = (ROOT / "tests/params.yaml").read_text(encoding="utf-8")
-    assert old in text
-    return params.parse(text.replace(old, new, 1))
-
-
-def test_code_data_and_parameters_change_the_key(key: str) -> None:
-    changed = {key, checkpoints.key("mlp", asked(), CPU)}
-    for old, new in (("seed: 1", "seed: 2"), ("epochs: 5", "epochs: 6"), ("lr: 0.03", "lr: 0.04")):
-        changed.add(checkpoints.key("linear_regression", asked(old, new), CPU))
-    for path in (Path("exact/grid.py"), params.REGRESSION / "train.csv"):
+    native = ("arithmetic: exact", "arithmetic: native")  # depends on the device
+    keys = [first, key(model="mlp"), key(*native), key(*native, device="cuda")]
+    keys += [key("seed: 1", "seed: 2"), key("lr: 0.03", "lr: 0.04"), key("epochs: 5", "epochs: 6")]
+    keys += [key("optimizer: sgd", "optimizer: adam"), key("noise: 0.01", "noise: 0.02")]
+    keys.append(key("optimizer: sgd", "optimizer: {name: sgd, momentum: 0.9}"))
+    for path in (Path("exact/grid.py"), TRAIN):
         with path.open("a") as file:
             file.write("\n")
-        changed.add(checkpoints.key("linear_regression", asked(), CPU))
-    assert len(changed) == 7
-
-
-def test_what_does_not_determine_the_result_does_not(key: str) -> None:
-    Path("README.md").write_text("else")
-    Path("exact/notes.txt").write_text("else")
-    assert checkpoints.key("linear_regression", asked(), torch.device("cuda")) == key
-    assert checkpoints.key("linear_regression", asked("epochs: 15", "epochs: 1"), CPU) == key
-    # The last bits of native arithmetic are the device's.
-    native = asked("arithmetic: exact", "arithmetic: native")
-    keys = {checkpoints.key("linear_regression", native, torch.device(d)) for d in ("cpu", "cuda")}
-    assert len(keys) == 2
+        keys.append(key())
+    assert len(set(keys)) == 12

@@ -13,18 +13,20 @@ from pathlib import Path
 import pytest
 
 from lab import download
-from lab.files import InputError
-from tests.inputs import given_sources_only, page, refusing, serving
+from lab.common.files import InputError
+from tests.inputs import no_proxy, page, refusing, serving, settings
 
-NAMES = ["images.gz", "labels.gz"]
 TRUE = {"images.gz": bytes(range(256)) * 300, "labels.gz": b"\x01\x02" * 50}
+ARCHIVES = {
+    name: download.Archive(bytes=len(contents), sha256=hashlib.sha256(contents).hexdigest())
+    for name, contents in TRUE.items()
+}
+Server = tuple[str, list[str]]  # its address, and the paths that were requested
 
 
 @pytest.fixture(autouse=True)
-def _small_contents(monkeypatch: pytest.MonkeyPatch) -> None:
-    given_sources_only(monkeypatch)
-    sizes = {name: (len(c), hashlib.sha256(c).hexdigest()) for name, c in TRUE.items()}
-    monkeypatch.setattr(download, "CONTENTS", sizes)
+def _given_sources_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_proxy(monkeypatch)
 
 
 @pytest.fixture
@@ -38,67 +40,78 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A server with both archives: its address, and the paths that were requested."""
+def server(folder: Path) -> Iterator[Server]:
+    """A server with both archives."""
     with serving(lambda request: page((folder / request.path[1:]).read_bytes())) as found:
         yield found
 
 
-def test_a_folder_and_a_url_deliver(folder: Path, server: tuple[str, list[str]]) -> None:
-    url, paths = server
-    assert download.fetch(NAMES, [str(folder)]) == TRUE and not paths
-    assert download.fetch(NAMES, [url]) == TRUE
-    assert paths == ["/images.gz", "/labels.gz"]
+def fetch(*sources: str | Path) -> dict[str, bytes]:
+    chosen = settings(*map(str, sources), archives=ARCHIVES)
+    return download.fetch(chosen, "FASHION_MNIST_MIRROR")
 
 
-def test_the_users_mirror_comes_first(
-    folder: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+def test_the_first_source_that_has_an_archive_delivers_it(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, paths = server
-    monkeypatch.setenv("FASHION_MNIST_MIRROR", str(folder))
-    assert download.fetch(NAMES, [url]) == TRUE
-    assert not paths
-
-
-def test_an_archive_is_not_requested_twice(folder: Path, server: tuple[str, list[str]]) -> None:
-    url, paths = server
+    assert fetch(folder, url) == TRUE and not paths
+    assert fetch(url, folder) == TRUE and paths == ["/images.gz", "/labels.gz"]
     half = folder.parent / "half"
     half.mkdir()
     shutil.copy(folder / "images.gz", half)
-    assert download.fetch(NAMES, [str(half), url]) == TRUE
-    assert paths == ["/labels.gz"]
+    assert fetch(half, url) == TRUE and paths[2:] == ["/labels.gz"]
+    monkeypatch.setenv("FASHION_MNIST_MIRROR", str(folder))  # the user's own source is the first
+    assert fetch(url) == TRUE and not paths[3:]
 
 
-def test_when_all_fail_each_source_is_named_with_its_reason(folder: Path) -> None:
+def test_when_all_fail_the_message_names_each_source_and_its_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "labels.gz").unlink()
+    monkeypatch.setenv("PATH", str(folder))
     with refusing() as url, pytest.raises(InputError) as error:
-        download.fetch(NAMES, [f"{folder}/none", str(folder), url])
+        fetch(folder.parent, folder, url, "apt:some-package")
     heading, _, reasons = str(error.value).partition(": ")
-    assert heading == "no source delivers Fashion-MNIST"
-    first, second, third, debian = reasons.split("; ")
-    assert "none: images.gz: No such file" in first
-    assert "folder: labels.gz: No such file" in second
+    assert heading == "no source delivers the archives"
+    first, second, third, fourth = reasons.split("; ")
+    assert first.endswith(": images.gz: No such file or directory")
+    assert second.endswith("folder: labels.gz: No such file or directory")
     assert f"{url}: labels.gz" in third and "Connection refused" in third
-    assert "no apt here" in debian
+    assert fourth == "apt:some-package: no apt here"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["none", "", "ftp://x/", "file:///etc", "http://", "http://[/", "apt:", "apt:a b", "apt:../a"],
+)
+def test_what_is_no_folder_url_or_package_is_refused_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    url, paths = server
+    message = f"expected a folder, the URL of one, or apt:PACKAGE, found {re.escape(source)}$"
+    with pytest.raises(InputError, match=rf"^params\.yaml: download\.sources: {message}"):
+        fetch(url, source)
+    if source:  # an empty variable is as none
+        monkeypatch.setenv("FASHION_MNIST_MIRROR", source)
+        with pytest.raises(InputError, match=f"^FASHION_MNIST_MIRROR: {message}"):
+            fetch(url)
+    assert not paths
 
 
 @pytest.mark.slow
-def test_debians_package_delivers_the_true_contents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_a_package_delivers_the_true_contents(monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("apt-get"):
         pytest.skip("no apt here")
-    monkeypatch.setattr(download, "MIRRORS", ())
+    monkeypatch.undo()  # the proxies
     monkeypatch.delenv("FASHION_MNIST_MIRROR", raising=False)
     before = {p: p.stat().st_mtime_ns for p in Path("/var/lib/apt").rglob("*")}
-    names = [name for name in download.CONTENTS if "labels" in name]
+    chosen = settings("apt:dataset-fashion-mnist")
     try:
-        contents = download.fetch(names, [])  # which raises for other contents than the true ones
+        contents = download.fetch(chosen, "")  # which raises for other contents than the true ones
     except InputError as error:
         if re.search("resolve|connect|fetch|not done after|locate package", str(error)):
             pytest.skip(f"apt reaches no repository: {error}")
         raise
-    assert {name: len(c) for name, c in contents.items()} == {
-        "train-labels-idx1-ubyte.gz": 60_008,
-        "t10k-labels-idx1-ubyte.gz": 10_008,
-    }
+    assert contents.keys() == chosen.archives.keys()
     assert {p: p.stat().st_mtime_ns for p in Path("/var/lib/apt").rglob("*")} == before

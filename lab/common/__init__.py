@@ -1,0 +1,1 @@
+"""What every stage needs: files, dvc.lock, locks, and strict settings."""

@@ -1,0 +1,200 @@
+"""Files: whole or absent, and known by their contents."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+HEADER = 1 << 20  # bytes of a safetensors file; ours have a few hundred
+LONGEST = 8000  # characters of a message
+
+
+class InputError(Exception):
+    """What the stage was given is wrong; the message says what, where and what is expected."""
+
+    exit_code = 1
+
+
+def one_line(error: object) -> str:
+    """What the error says, as far as it fits, without line breaks or what a terminal obeys."""
+    text = " ".join(str(error).split())
+    shown = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for character in text[:LONGEST]
+    )
+    return shown + ("…" if len(text) > LONGEST else "")
+
+
+def root_cause(error: BaseException) -> str:
+    """What the innermost error says, without the wrapping of the libraries between."""
+    while cause := getattr(error, "reason", None) or error.__cause__ or error.__context__:
+        if not isinstance(cause, BaseException):
+            break
+        error = cause
+    return one_line(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which becomes `path` when the block ends well.
+
+    At every moment `path` holds all of the old contents or all of the new.
+    Missing folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp grants nothing to others
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # as on a full disk
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
+    """Replace the file at once."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(contents)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at once, in UTF-8, with line ends as they are."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the file at once; numbers read back to the same value.
+
+    Raises InputError where one is NaN or infinite.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path}: not written, as a number is NaN or infinite") from error
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What the file holds. Raises InputError where it cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected JSON: {one_line(error)}") from error
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the file at once; each row has the keys of the first, numbers read back the same."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, as text. Raises InputError where it cannot be read or is ragged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path}: expected a table: {one_line(error)}") from error
+    if any(None in row or None in row.values() for row in rows):
+        raise InputError(f"{path}: expected a table: a row is longer or shorter than the header")
+    return rows
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of a table of numbers. Raises InputError for anything else."""
+    try:
+        return [{key: float(value) for key, value in row.items()} for row in read_rows(path)]
+    except ValueError as error:
+        raise InputError(f"{path}: expected a table of numbers: {one_line(error)}") from error
+
+
+def write_tensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: tuple[str, str] | None = None
+) -> None:
+    """Replace the file at once, in the safetensors format; the same tensors give the same bytes.
+
+    One pair of metadata at the most: safetensors writes several in random order.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, dict([metadata]) if metadata else None)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {one_line(error)}") from error
+
+
+def read_tensors(
+    path: Path, framework: Literal["pt", "np"] = "pt"
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, for torch or NumPy.
+
+    Raises InputError where it cannot be read, is not whole, or says a thing twice.
+    """
+    import safetensors
+
+    try:
+        _require_no_duplicates(path)
+        with safetensors.safe_open(path, framework) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: not a whole safetensors file: {one_line(error)}") from error
+
+
+def _require_no_duplicates(path: Path) -> None:
+    """Raise ValueError where the header names a tensor twice: readers differ in which they take."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, HEADER))
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key of the header is there twice")
+        return found
+
+    json.loads(header, object_pairs_hook=once)
+
+
+def sha256(path: Path) -> str:
+    """The digest of the contents, as hexadecimal digits. Raises InputError without a file."""
+    return digest(path, "sha256")
+
+
+def digest(path: Path, algorithm: Literal["sha256", "md5"]) -> str:
+    """The same by another algorithm."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error

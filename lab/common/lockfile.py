@@ -1,0 +1,57 @@
+"""Whether a file still is what its stage wrote.
+
+DVC takes a file's time of change for its contents, and what is in its cache for whole. A byte
+that a disk lost passes both. So each stage compares what it reads with dvc.lock.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from lab.common.files import InputError, digest, one_line
+
+LOCK = Path("dvc.lock")
+
+
+def require_unchanged(*paths: Path) -> None:
+    """Compare outputs of earlier stages with the md5 that dvc.lock has of them.
+
+    A path that dvc.lock does not name is let pass. Raises InputError for one that differs.
+    """
+    recorded = outputs()
+    for path in paths:
+        if path in recorded and md5(path) != recorded[path]:
+            raise InputError(
+                f"{path} is not what dvc.lock says was made: `make repair` removes what is damaged,"
+                " `make repro` makes it again (to use it as it is: `dvc commit`)"
+            )
+
+
+def outputs() -> dict[Path, str]:
+    """The md5 of each output in dvc.lock, none where there is no such file.
+
+    Raises InputError where it cannot be read.
+    """
+    try:
+        stages = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"]
+        outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+        return {Path(out["path"]): out["md5"] for out in outs}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{LOCK} cannot be read ({one_line(error)[:200]}): `make repro` repairs it"
+        ) from error
+
+
+def md5(path: Path) -> str:
+    """The digest by which DVC knows a file, or a folder with all its files."""
+    if not path.is_dir():
+        return digest(path, "md5")
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = [{"md5": digest(f, "md5"), "relpath": f.relative_to(path).as_posix()} for f in files]
+    listed.sort(key=lambda each: each["relpath"])
+    return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"

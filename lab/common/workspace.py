@@ -1,0 +1,56 @@
+"""The folder that a stage runs in: who else is at work there, and where its own notes lie."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+NOTES = Path(".dvc/tmp")  # git ignores it, and DVC keeps its own notes there
+CODE = ("exact", "lab", "stages")  # the folders whose code decides a result
+
+
+def main_root() -> Path:
+    """The main repository, also within a queued or temporary DVC experiment."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+@contextlib.contextmanager
+def exclusive_lock(name: str) -> Iterator[None]:
+    """Run the block while no other process runs one of this name in this folder.
+
+    DVC can be killed while its stage lives on. The next `dvc repro` would then start a second
+    writer of the same outputs: it waits here, and the one left behind ends itself.
+    """
+    _end_with_dvc()
+    folder = NOTES / "stages"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another {name}, which is at work in this folder", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _end_with_dvc() -> None:
+    """End this process by SIGTERM within a second after the DVC that started it is gone."""
+    if "DVC_STAGE" not in os.environ:
+        return  # started by hand: may live longer than its shell
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,100 @@
+"""A model with its weights: built, saved, loaded, and asked for predictions.
+
+A model's file is complete: it holds kind, settings and shape beside the weights.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+import exact
+from lab.common.files import InputError, one_line, read_tensors, write_tensors
+from lab.common.settings import Strict
+from lab.models import Architecture, architecture_class
+
+BATCH = 1000  # examples at once: a convolution needs a hundred times their memory
+Size = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class Shape(Strict):
+    """What one example and one output of a model look like."""
+
+    inputs: Annotated[tuple[Size, ...], Field(strict=False, min_length=1, max_length=4)]
+    outputs: Size
+
+
+class Model(NamedTuple):
+    """A network, and what it was built from. It maps (N, *inputs) to (N, outputs)."""
+
+    kind: str
+    architecture: Architecture
+    shape: Shape
+    network: nn.Module
+
+    def save(self, path: Path) -> None:
+        """Write the model to one safetensors file; the same model gives the same bytes."""
+        description = {
+            "kind": self.kind,
+            "architecture": self.architecture.model_dump(),
+            "shape": self.shape.model_dump(),
+        }
+        write_tensors(path, self.network.state_dict(), ("model", json.dumps(description)))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The outputs for features (N, *inputs), float32 (N, outputs), without gradients.
+
+        Raises InputError for features of another shape.
+        """
+        inputs, found = self.shape.inputs, tuple(features.shape[1:])
+        if found != inputs:
+            raise InputError(f"the model takes examples of shape {inputs}, the data have {found}")
+        self.network.eval()
+        with torch.no_grad():
+            return torch.cat([self.network(batch) for batch in features.split(BATCH)])
+
+
+def build(
+    kind: str, architecture: Architecture, features: Tensor, outputs: int, seed: int
+) -> Model:
+    """A model before training, for examples like these; the seed decides its weights.
+
+    Raises ValueError where the architecture does not fit the examples.
+    """
+    inputs = tuple(features.shape[1:])
+    with exact.mode(seed=seed):
+        network = architecture.build(inputs, outputs)
+    return Model(kind, architecture, Shape(inputs=inputs, outputs=outputs), network)
+
+
+def load(path: Path) -> Model:
+    """Read a model, ready for prediction. Raises InputError for anything but a whole one."""
+    tensors, metadata = read_tensors(path)
+    try:
+        description = json.loads(metadata["model"])
+        kind = str(description["kind"])
+        architecture = architecture_class(kind).model_validate(description["architecture"])
+        shape = Shape.model_validate(description["shape"])
+        with torch.device("meta"):  # without memory, whatever sizes an untrusted file may claim
+            network = architecture.build(shape.inputs, shape.outputs).eval()
+        network.load_state_dict(tensors, assign=True)
+    except (KeyError, TypeError, ValueError, RecursionError, RuntimeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise InputError(f"{path}: not a model of this project: {one_line(reason)}") from error
+    for name, tensor in network.state_dict().items():
+        floats = tensor.is_floating_point()
+        if floats and (tensor.dtype != torch.float32 or not torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: {name} should be finite float32 numbers")
+    return Model(kind, architecture, shape, network)
+
+
+def layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules that have parameters of their own, by name, in the order of the network."""
+    return {
+        name.replace(".", "_") or "network": module
+        for name, module in network.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }

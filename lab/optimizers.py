@@ -1,0 +1,147 @@
+"""Optimisers and learning-rate schedules: their settings, and PyTorch's classes made from them.
+
+A setting's default is PyTorch's. Another optimiser of PyTorch needs a class here and a place in
+`AnyOptimizer`.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from lab.common.settings import Count, Decay, Positive, Share, Strict, by_name
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+Betas = Annotated[tuple[Share, Share], Field(strict=False)]
+
+
+class _Optimizer(Strict):
+    def create(self, parameters: "Iterable[Parameter]", lr: float) -> "Optimizer":
+        """PyTorch's optimiser of the same class name, for these parameters."""
+        from torch import optim
+
+        kind = getattr(optim, type(self).__name__)
+        # foreach: one call for all layers, where each call costs.
+        optimizer: Optimizer = kind(
+            parameters, lr=lr, foreach=True, **self.model_dump(exclude={"name"})
+        )
+        return optimizer
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"]
+    momentum: Share = 0.0
+    weight_decay: Decay = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "SGD":
+        if self.nesterov and not self.momentum:
+            raise ValueError("momentum above 0, as nesterov is on")
+        return self
+
+
+class Adam(_Optimizer):
+    """Kingma and Ba 2015."""
+
+    name: Literal["adam"]
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: Decay = 0.0
+
+
+class AdamW(_Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    name: Literal["adamw"]
+    betas: Betas = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: Decay = 0.01
+
+
+class RMSprop(_Optimizer):
+    """Tieleman and Hinton 2012."""
+
+    name: Literal["rmsprop"]
+    alpha: Share = 0.99
+    eps: Positive = 1e-8
+    weight_decay: Decay = 0.0
+    momentum: Share = 0.0
+    centered: bool = False
+
+
+class Adagrad(_Optimizer):
+    """Duchi, Hazan and Singer 2011."""
+
+    name: Literal["adagrad"]
+    lr_decay: Decay = 0.0
+    weight_decay: Decay = 0.0
+    initial_accumulator_value: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    eps: Positive = 1e-10
+
+
+AnyOptimizer = Annotated[
+    Annotated[SGD | Adam | AdamW | RMSprop | Adagrad, Field(discriminator="name")],
+    BeforeValidator(by_name),
+]
+
+
+class Constant(Strict):
+    """The same learning rate from the first step to the last."""
+
+    name: Literal["constant"]
+
+
+class Linear(Strict):
+    """Down to 0 in a straight line."""
+
+    name: Literal["linear"]
+
+
+class Cosine(Strict):
+    """Down to 0 along half a cosine (Loshchilov and Hutter 2017)."""
+
+    name: Literal["cosine"]
+
+
+class Step(Strict):
+    """Times `factor` after every `epochs` epochs."""
+
+    name: Literal["step"]
+    epochs: Count = 10
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+AnySchedule = Annotated[
+    Annotated[Constant | Linear | Cosine | Step, Field(discriminator="name")],
+    BeforeValidator(by_name),
+]
+
+
+class Training(Strict):
+    """How a model is trained: mini-batches, in as many passes over the training examples."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch_size: Count
+    optimizer: AnyOptimizer
+    lr_schedule: AnySchedule
+
+    def schedule(self, optimizer: "Optimizer", steps_per_epoch: int) -> "LRScheduler":
+        """PyTorch's schedule of the learning rate, to be advanced after every step."""
+        from torch.optim import lr_scheduler
+
+        steps = self.epochs * steps_per_epoch
+        match self.lr_schedule:
+            case Linear():
+                return lr_scheduler.LambdaLR(optimizer, lambda step: (steps - step) / steps)
+            case Cosine():
+                return lr_scheduler.CosineAnnealingLR(optimizer, steps)
+            case Step(epochs=epochs, factor=factor):
+                return lr_scheduler.StepLR(optimizer, epochs * steps_per_epoch, factor)
+        return lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)

@@ -1,0 +1,95 @@
+"""A file is whole or absent, whatever happens while it is written."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lab.common import files
+
+KILLED = """
+import os, sys, signal, pathlib
+from lab.common import files
+with files.atomic(pathlib.Path(sys.argv[1])) as temporary:
+    temporary.write_text("half of the ne")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_text(path, "old")
+    with pytest.raises(RecursionError), files.atomic(path) as temporary:
+        temporary.write_text("half of the ne")
+        raise RecursionError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def write(contents: bytes) -> None:
+        with files.atomic(tmp_path / "file"), Path("/dev/full").open("wb") as full:
+            full.write(contents)
+
+    write(b"")
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path}/file'")):
+        write(b"contents")
+
+
+def test_tensors_that_do_not_fit_on_the_disk_are_an_oserror(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)  # a limit has the effect of a full disk
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"t\.safetensors: cannot be written: "):
+            files.write_tensors(tmp_path / "t.safetensors", {"x": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        files.write_text(tmp_path / "new" / "folder" / "file", "x")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "new/folder/file").stat().st_mode & 0o777 == 0o644
+
+
+def test_numbers_read_back_to_the_same_values(tmp_path: Path) -> None:
+    rows = [{"epoch": 1.0, "loss": 0.1 + 0.2}, {"epoch": 2.0, "loss": 1e-310}]
+    files.write_csv(tmp_path / "t.csv", rows)
+    assert files.read_csv(tmp_path / "t.csv") == rows
+    files.write_json(tmp_path / "t.json", rows)
+    assert files.read_json(tmp_path / "t.json") == rows
+    with pytest.raises(files.InputError, match="NaN or infinite"):
+        files.write_json(tmp_path / "t.json", {"loss": float("nan")})
+    assert files.read_json(tmp_path / "t.json") == rows
+
+
+@pytest.mark.parametrize("text", ["a,b\n1\n", "a\nx\n", "a\n1,2\n"])
+def test_other_contents_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "t"
+    path.write_text(text)
+    for read in (files.read_csv, files.read_json):
+        with pytest.raises(files.InputError, match="expected"):
+            read(path)
+        with pytest.raises(files.InputError, match="No such file"):
+            read(tmp_path / "none")
+
+
+def test_sha256_is_that_of_the_contents(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert files.sha256(tmp_path / "abc") == expected

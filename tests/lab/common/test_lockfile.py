@@ -1,0 +1,70 @@
+"""Files are compared with the digests in dvc.lock."""
+
+from pathlib import Path
+
+import pytest
+
+from lab.common import lockfile
+from lab.common.files import InputError
+
+LOCK = """schema: '2.0'
+stages:
+  make:
+    cmd: make
+    outs:
+    - path: data/set
+      hash: md5
+      md5: {folder}
+      size: 6
+      nfiles: 2
+    - path: model
+      hash: md5
+      md5: 900150983cd24fb0d6963f7d28e17f72
+      size: 3
+  nothing:
+    cmd: true
+"""
+
+
+@pytest.fixture(autouse=True)
+def _outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data/set").mkdir(parents=True)
+    for path in ("data/set/a", "data/set/b", "model"):
+        Path(path).write_bytes(b"abc")  # its md5 is in RFC 1321
+    Path("dvc.lock").write_text(LOCK.format(folder=lockfile.md5(Path("data/set"))))
+
+
+@pytest.mark.parametrize(
+    ("changed", "contents", "message"),
+    [
+        ("model", b"abd", r"^model is not what dvc\.lock says was made: `make repair`"),
+        ("data/set/b", b"abd", "^data/set is not what"),
+        ("data/set/c", b"", "^data/set is not what"),
+        ("model", None, "^model: cannot be read: No such file"),
+    ],
+)
+def test_changed_added_and_missing_files_are_refused(
+    changed: str, contents: bytes | None, message: str
+) -> None:
+    lockfile.require_unchanged(Path("data/set"), Path("model"), Path("unknown"))
+    Path(changed).unlink() if contents is None else Path(changed).write_bytes(contents)
+    with pytest.raises(InputError, match=message):
+        lockfile.require_unchanged(Path("data/set"), Path("model"))
+
+
+def test_without_a_lock_file_everything_passes() -> None:
+    Path("dvc.lock").unlink()
+    Path("model").write_bytes(b"abd")
+    lockfile.require_unchanged(Path("model"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "stages: 3", "stages: {a: {outs: [{path: x}]}}", "a: [", "\0"]
+)
+def test_an_unreadable_lock_file_is_refused(text: str) -> None:
+    Path("dvc.lock").write_text(text)
+    message = r"dvc\.lock cannot be read .*: `make repro` repairs it"
+    with pytest.raises(InputError, match=message) as error:
+        lockfile.require_unchanged(Path("model"))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,72 @@
+"""One process of a kind runs in a folder, and none outlives the DVC that started it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.common import workspace
+from tracking.repository import ROOT
+
+HOLD = """
+import sys, time
+from lab.common import workspace
+with workspace.exclusive_lock("train mlp"):
+    print("in", flush=True)
+    time.sleep(float(sys.argv[1]))
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+
+
+def start(folder: Path, *script: str, **environment: str) -> subprocess.Popen[str]:
+    """A process in this folder, which prints "in" once it holds the lock."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", *script],
+        cwd=folder,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_second_process_waits_and_says_so(tmp_path: Path) -> None:
+    first = start(tmp_path, HOLD, "60")
+    assert first.stdout.readline() == "in\n"
+    second = start(tmp_path, HOLD, "60")
+    assert "waiting for another train mlp" in second.stderr.readline()
+    third = start(tmp_path / "elsewhere", HOLD, "60")
+    assert third.stdout.readline() == "in\n"  # another folder has its own outputs
+    first.kill()
+    assert second.stdout.readline() == "in\n"
+    for process in (first, second, third):
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("by_dvc", [True, False])
+def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path: Path, by_dvc: bool) -> None:
+    environment = {"DVC_STAGE": "train@mlp"} if by_dvc else {}
+    parent = start(tmp_path, PARENT, HOLD, "8", **environment)
+    assert parent.stdout.readline() == "in\n"
+    parent.kill()
+    parent.wait()
+    time.sleep(1.5)
+    out, printed = start(tmp_path, HOLD, "0").communicate(timeout=50)
+    assert out == "in\n"
+    assert ("waiting" in printed) != by_dvc  # a stage started by hand outlives its shell
+    parent.communicate()
+
+
+def test_an_experiment_uses_the_folder_of_the_main_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert workspace.main_root() == tmp_path
+    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
+    assert workspace.main_root() == Path("/elsewhere")

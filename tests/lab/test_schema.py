@@ -1,0 +1,63 @@
+"""The sections of params.yaml follow from the models, data sets and optimisers that it names."""
+
+from lab import params, schema
+from lab.datasets import fashion_mnist, regression_data
+from lab.models import linear, mlp
+from tests.lab.test_params import replaced
+
+ENTRY = (
+    "  small:\n    title: Small\n    kind: mlp\n    data: regression_data\n    task: regression\n"
+)
+SECTION = """
+small:
+  epochs: 2
+  batch_size: 7
+  optimizer: {name: adamw, betas: [0.8, 0.9]}
+  lr_schedule: step
+  hidden: [3]
+  activation: tanh
+  dropout: 0.5
+"""
+
+
+def test_a_model_is_added_by_an_entry_and_a_section() -> None:
+    p = params.parse(replaced("models:\n", f"models:\n{ENTRY}") + SECTION)
+    assert [p.models[name].kind for name in p.models] == ["mlp", "linear", "linear", "mlp"]
+    assert p.architecture("small") == mlp.MLP(hidden=(3,), activation="tanh", dropout=0.5)
+    assert p.architecture("linear_regression") == linear.Linear()
+    assert type(p.dataset("small")) is regression_data.RegressionData
+    assert p.dataset("mlp") == fashion_mnist.FashionMNIST(validation=5000)
+    flat = p.flat("small")
+    assert list(flat)[:6] == ["seed", "lr", "arithmetic", "kind", "epochs", "batch_size"]
+    chosen = {key: value for key, value in flat.items() if key.startswith(("optim", "lr_s"))}
+    assert chosen == {
+        "optimizer": "adamw",
+        "optimizer.betas": (0.8, 0.9),
+        "optimizer.eps": 1e-8,
+        "optimizer.weight_decay": 0.01,
+        "lr_schedule": "step",
+        "lr_schedule.epochs": 10,
+        "lr_schedule.factor": 0.1,
+    }
+    assert list(flat)[13:] == [
+        *("hidden", "activation", "dropout"),
+        *(f"regression_data.{key}" for key in regression_data.RegressionData.model_fields),
+    ]
+
+
+def test_a_name_alone_is_a_section_with_the_defaults() -> None:
+    for key, old, names in (
+        ("optimizer", "sgd", ("sgd", "adam", "adamw", "rmsprop", "adagrad")),
+        ("lr_schedule", "constant", ("constant", "linear", "cosine", "step")),
+    ):
+        for name in names:
+            texts = [
+                replaced(f"{key}: {old}", f"{key}: {new}") for new in (name, f"{{name: {name}}}")
+            ]
+            short, long = (params.parse(text).flat("linear_regression") for text in texts)
+            assert short == long and short[key] == name
+
+
+def test_folders_have_the_names_of_data_sets_and_models() -> None:
+    assert schema.folder("fashion_mnist").as_posix() == "data/fashion_mnist"
+    assert schema.results("mlp").as_posix() == "results/mlp"

@@ -1,0 +1,1 @@
+"""Tests of tracking/: the store, runs, figures, and git."""

@@ -1,0 +1,135 @@
+"""Make the repository fit to run again after a kill, a full disk or a lost byte.
+
+    make repro      # runs this first
+    make repair     # or: python -m tools.repair --damaged
+
+Refuses wrong parameters before DVC removes anything. Repairs DVC's own files where a kill left
+them half-written. With --damaged also reads every output and every object of DVC's cache, and
+removes what is not what its name or dvc.lock says: `make repro` makes it again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from voluptuous import Invalid
+
+from lab import params
+from lab.common import files, lockfile, workspace
+from lab.common.files import InputError
+from lab.schema import Params
+from stages import command
+from tracking import repository
+
+RWLOCK = workspace.NOTES / "rwlock"
+
+
+def main() -> None:
+    """Print what was repaired, in one line each."""
+    parser = argparse.ArgumentParser(description="Repair what a kill or a lost byte damaged.")
+    parser.add_argument("--damaged", action="store_true", help="also remove damaged outputs")
+    damaged = parser.parse_args().damaged
+    repair()
+    if damaged:
+        refuse_beside_dvc("look for damage")
+        found = [*left_behind(), *damaged_objects(), *damaged_outputs()]
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            print(f"removed {path}, which was damaged or never complete")
+        print("`make repro` makes again what is missing" if found else "nothing is damaged")
+
+
+def repair() -> Params:
+    """Repair DVC's own files, and return the parameters. Raises InputError if they are wrong."""
+    p = params.load()
+    repair_rwlock()
+    repair_lock()
+    return p
+
+
+def repair_rwlock() -> None:
+    """Remove DVC's note of who uses which file where it is no JSON, which stops every command."""
+    if RWLOCK.exists() and not is_json(RWLOCK):
+        refuse_beside_dvc(f"remove {RWLOCK}")
+        RWLOCK.unlink(missing_ok=True)
+        print(f"removed {RWLOCK}, which a killed DVC left half-written")
+
+
+def is_json(path: Path) -> bool:
+    """Whether the file can be parsed."""
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except ValueError:
+        return False
+
+
+def repair_lock() -> None:
+    """Bring dvc.lock back as committed where DVC was stopped while it wrote it."""
+    lock = lockfile.LOCK
+    if not lock.exists():
+        return
+    text = lock.read_text(encoding="utf-8", errors="replace")
+    if text != (committed := repository.git("show", f"HEAD:./{lock}").decode()) and not is_lock(
+        text
+    ):
+        refuse_beside_dvc(f"restore {lock}")
+        files.write_text(lock, committed)
+        print(f"restored {lock} as committed, as it was half-written")
+
+
+def is_lock(text: str) -> bool:
+    """Whether DVC takes this for a dvc.lock, and for more than an empty one."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    try:
+        return bool(COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text)))
+    except (YAMLError, Invalid):
+        return False
+
+
+def refuse_beside_dvc(what: str) -> None:
+    """Raise InputError where another process of DVC is running in this repository."""
+    root = Path.cwd()
+    for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
+        words = process.info["cmdline"] or []
+        cwd = process.info["cwd"]
+        here = cwd and Path(cwd).is_relative_to(root)
+        if here and is_dvc(words) and process.pid != os.getpid():
+            raise InputError(f"cannot {what}: DVC is at work here as process {process.pid}")
+
+
+def is_dvc(words: list[str]) -> bool:
+    """Whether this is the command line of DVC, of a worker of its queue, or of `make repro`."""
+    return any(Path(word).name in ("dvc", "tools.repro") for word in words[:4])
+
+
+def left_behind() -> Iterator[Path]:
+    """The temporary files of stages that were killed while they wrote."""
+    for folder in ("data", "results"):
+        yield from (path for path in Path(folder).glob("*/.*") if path.is_file())
+
+
+def damaged_objects() -> Iterator[Path]:
+    """The objects of DVC's cache that are not what their name says."""
+    cache = Path(".dvc/cache/files/md5")
+    for path in sorted(cache.glob("??/*")):
+        name = path.parent.name + path.name
+        if files.digest(path, "md5") != name.removesuffix(".dir"):
+            yield path
+
+
+def damaged_outputs() -> Iterator[Path]:
+    """The outputs that are there and are not what dvc.lock says."""
+    for path, md5 in lockfile.outputs().items():
+        if path.exists() and lockfile.md5(path) != md5:
+            yield path
+
+
+if __name__ == "__main__":
+    command(main)

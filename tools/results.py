@@ -1,0 +1,60 @@
+"""The README's table of results, from results/*/metrics.json.
+
+python -m tools.results           # print it
+python -m tools.results --write   # put it into README.md
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from lab.common import files
+
+README = Path("README.md")
+REGRESSION = (
+    "R² {test_r2:.6f}; weights within {distance_learned_true:.4f} of the true ones,"
+    " {distance_learned_analytic:.4f} of the analytic solution"
+)
+ACCURACY = "accuracy **{test_accuracy:.4f}**"
+ROWS = {
+    "linear_regression": ("Linear regression", REGRESSION),
+    "softmax_regression": ("Softmax regression", ACCURACY),
+    "mlp": ("Multilayer perceptron", ACCURACY),
+}
+
+
+def table() -> str:
+    """The table in Markdown."""
+    lines = ["| model | on the test set | loss |", "| --- | --- | --- |"]
+    for model, (title, text) in ROWS.items():
+        metrics = files.read_json(Path("results", model, "metrics.json"))
+        lines.append(f"| {title} | {text.format(**metrics)} | {metrics['test_loss']:.5f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Print the table, or put it into README.md."""
+    if "--write" in sys.argv:
+        write_between(README, "results", table())
+    else:
+        print(table(), end="")
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What a table of this name stands between."""
+    return f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+
+
+def write_between(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of this name; exit where they are not there once."""
+    begin, end = marks(name)
+    pattern = f"(?<={re.escape(begin)}).*(?={re.escape(end)})"
+    old = page.read_text(encoding="utf-8")
+    new, count = re.subn(pattern, lambda _: text, old, flags=re.DOTALL)
+    if count != 1:
+        sys.exit(f"error: {page} should hold {begin.strip()} and {end.strip()} once")
+    files.write_text(page, new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The tables and figures of docs/studies.md, from the recorded runs.
+
+python -m tools.studies           # print the tables
+python -m tools.studies --write   # put them into docs/studies.md, the figures beside it
+"""
+
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lab import params
+from lab.common import files
+from lab.common.files import InputError
+from stages import command
+from tools import compare
+from tools.results import write_between
+from tracking import store
+
+PAGE = Path("docs/studies.md")
+DEEP = "hidden=128,128,128,128"
+
+
+def main() -> None:
+    """Runs in; tables and figures out."""
+    models = params.load().models
+    runs = compare.recorded(list(models))
+    client = store.connect(create=False)
+    activations = chosen(runs, "mlp", "activation", {DEEP})
+    rates = {entry.title: chosen(runs, model, "lr", set()) for model, entry in models.items()}
+    tables = {"activation": activation_table(activations), "lr": rate_table(rates)}
+    if "--write" not in sys.argv:
+        print("\n".join(tables.values()))
+        return
+    for name, table in tables.items():
+        write_between(PAGE, name, table)
+    save(activation_figure(client, activations), "activation")
+    save(rate_figure(rates), "lr")
+
+
+def chosen(runs: pd.DataFrame, model: str, varied: str, fixed: set[str]) -> pd.DataFrame:
+    """The model's newest run for each value of the varied parameter, the others as given.
+
+    That is: those of the commit but for `fixed`. Raises InputError where there are not two.
+    """
+
+    def others(changes: str) -> set[str]:
+        differing = set(changes.split()) - {"(baseline)"}
+        return {change for change in differing if not change.startswith(f"{varied}=")}
+
+    fitting = runs[(runs["model"] == model) & (runs["changes"].map(others) == fixed)]
+    newest = fitting.drop_duplicates([f"params.{varied}"])
+    if len(newest) < 2:
+        raise InputError(
+            f"{model}: fewer than two values of {varied} are recorded:"
+            f" first run the line of {PAGE} that varies it"
+        )
+    return newest.set_index(f"params.{varied}")
+
+
+def activation_table(runs: pd.DataFrame) -> str:
+    """Results by activation, and how the gradient thins out on its way to the first layer."""
+    rows = []
+    for activation, found in runs.sort_values("metrics.validation_accuracy").iloc[::-1].iterrows():
+        first, last = (found[f"metrics.gradient_norm_{layer}"] for layer in ("hidden_1", "output"))
+        row = {"activation": str(activation)}
+        for part in ("validation", "test"):
+            row[f"{part} accuracy"] = f"{found[f'metrics.{part}_accuracy']:.4f}"
+        row |= {"gradient norm, hidden 1": f"{first:.4f}", "gradient norm, output": f"{last:.4f}"}
+        rows.append(row)
+    return markdown(rows)
+
+
+def rate_table(runs: dict[str, pd.DataFrame]) -> str:
+    """Validation loss or accuracy by learning rate, with a column for each title of a model."""
+    values = sorted({value for found in runs.values() for value in found.index}, key=float)
+    rows = []
+    for value in values:
+        row = {"lr": value}
+        for model, found in runs.items():
+            measure = "accuracy" if classifies(found) else "loss"
+            results = found[f"metrics.validation_{measure}"].to_dict()
+            form = ".3g" if measure == "loss" else ".4f"
+            title = f"{model}, validation {measure}"
+            row[title] = f"{results[value]:{form}}" if value in results else ""
+        rows.append(row)
+    return markdown(rows)
+
+
+def classifies(runs: pd.DataFrame) -> bool:
+    """Whether the runs have an accuracy."""
+    return bool(runs.get("metrics.validation_accuracy", pd.Series(dtype=float)).notna().any())
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """A table of texts."""
+    return str(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)) + "\n"
+
+
+def activation_figure(client: mlflow.MlflowClient, runs: pd.DataFrame) -> Figure:
+    """Validation accuracy by epoch, and the gradient norm by layer in the first epoch."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    layers = [*(f"hidden_{i}" for i in range(1, DEEP.count(",") + 2)), "output"]
+    for activation, found in runs.sort_index().iterrows():
+        history = client.get_metric_history(found["run_id"], "validation_accuracy")
+        left.plot([m.step for m in history], [m.value for m in history], ".-", label=activation)
+        norms = [
+            client.get_metric_history(found["run_id"], f"gradient_norm_{layer}")[0].value
+            for layer in layers
+        ]
+        right.plot([layer.replace("_", " ") for layer in layers], norms, "o-", label=activation)
+    left.set(title="validation accuracy", xlabel="epoch", ylabel="share classified rightly")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    right.set(title="gradient by layer in the first epoch", ylabel="Euclidean norm", yscale="log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def rate_figure(runs: dict[str, pd.DataFrame]) -> Figure:
+    """The validation loss of each model over the learning rate."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, (model, found) in zip(figure.subplots(1, len(runs)), runs.items(), strict=True):
+        order = sorted(found.index, key=float)
+        losses = [found.at[value, "metrics.validation_loss"] for value in order]
+        axes.plot([float(value) for value in order], losses, "o-")
+        axes.set(title=model, xlabel="learning rate", ylabel="validation loss")
+        axes.set(xscale="log", yscale="linear" if classifies(found) else "log")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write the figure beside the page."""
+    with files.atomic(PAGE.with_name(f"{name}.png")) as temporary:
+        figure.savefig(temporary, format="png", dpi=80, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,225 @@
+"""The figures of a run: what a person looks at before trusting a number.
+
+Drawn from the files that the other stages wrote, into the tracking store and never
+into a DVC output, as no two releases of a drawing library agree on a pixel.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lab import schema
+from lab.common.files import InputError, read_rows
+from lab.datasets import Examples
+from lab.networks import Model, layers
+from lab.schema import Params
+from lab.tasks import Classification
+
+Rows = Sequence[Mapping[str, str]]
+MISTAKES = (4, 6)  # rows and columns
+UNITS = (8, 8)
+FEATURES = 6  # columns of a fit at the most
+
+
+def draw(
+    name: str, params: Params, model: Model, history: Sequence[Mapping[str, float]]
+) -> dict[str, Figure]:
+    """The figures of one model's results, by file name.
+
+    Raises InputError where a file does not hold what its stage writes.
+    """
+    entry, dataset, folder = params.models[name], params.dataset(name), schema.results(name)
+    test = dataset.load_test(schema.folder(entry.data))
+    tables = {part: read_rows(folder / f"{part}.csv") for part in ("predictions", "breakdown")}
+    title, task = entry.title, dataset.task
+
+    def drawn(part: str, figure: Callable[..., Figure], *arguments: Any) -> Figure:
+        try:
+            return figure(tables[part], *arguments, title)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            path = folder / f"{part}.csv"
+            raise InputError(f"{path}: not what this pipeline writes: {error!r}") from error
+
+    figures = {"curves.png": curves(history, title)}
+    image = _image_size(model.shape.inputs)
+    if not isinstance(task, Classification):
+        figures["fit.png"] = drawn("breakdown", fit, test)
+    else:
+        figures["confusion.png"] = drawn("breakdown", confusion, task.classes)
+        if image:
+            images = test.features.reshape(-1, *image).numpy()
+            figures["mistakes.png"] = drawn("predictions", mistakes, images)
+    weights = first_weights(model)
+    if weights is not None:
+        alone = len(layers(model.network)) == 1  # else ten hidden units are no classes
+        names = task.classes if alone and isinstance(task, Classification) else ()
+        figures["weights.png"] = units(weights, names, title)
+    state = model.network.state_dict()
+    return figures | model.architecture.figures(state, title)
+
+
+def _image_size(inputs: tuple[int, ...]) -> tuple[int, int] | None:
+    """Height and width of examples that are grey images, (H, W) or (1, H, W)."""
+    match inputs:
+        case (height, width) | (1, height, width):
+            return height, width
+    return None
+
+
+def first_weights(model: Model) -> NDArray[np.float32] | None:
+    """The weights of the first layer as images (units, H, W); None where it sees no images."""
+    first = next(iter(layers(model.network).values()))
+    weights = next(iter(first.parameters())).detach()
+    image = _image_size(model.shape.inputs)
+    if image and weights.dim() == 2 and weights.shape[1] == math.prod(image):
+        return np.asarray(weights.reshape(-1, *image).numpy())
+    if weights.dim() == 4 and weights.shape[1] == 1:
+        return np.asarray(weights[:, 0].numpy())
+    return None
+
+
+def curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Loss, accuracy where there is one, and gradient norms by layer, over the epochs."""
+    epochs = [row["epoch"] for row in history]
+    norms = {
+        key.removeprefix("gradient_norm_").replace("_", " "): key
+        for key in history[0]
+        if key.startswith("gradient_norm_")
+    }
+    both = ("train", "validation")
+    panels = [("loss", "mean loss per example", {side: f"{side}_loss" for side in both})]
+    if "train_accuracy" in history[0]:
+        shares = {side: f"{side}_accuracy" for side in both}
+        panels.append(("accuracy", "share of examples classified rightly", shares))
+    panels.append(("gradient by layer", "Euclidean norm, mean over steps", norms))
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, unit, columns) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for label, column in columns.items():
+            axes.plot(epochs, [row[column] for row in history], marker=".", label=label)
+        axes.set(title=name, xlabel="epoch", ylabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        values = [row[column] for column in columns.values() for row in history]
+        if min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def confusion(table: Rows, classes: Sequence[str], title: str) -> Figure:
+    """The confusion matrix: counts, coloured by the share of the true class."""
+    counts = np.array([[int(row[name]) for name in classes] for row in table])
+    right, n = int(counts.trace()), int(counts.sum())
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        colour = "white" if shares[i, j] > 0.5 else "black" if count else "lightgrey"
+        axes.text(j, i, str(count), ha="center", va="center", color=colour)
+    axes.set(
+        title=f"{title}: {right:,} of {n:,} test examples right ({right / n:.2%})",
+        xlabel="predicted class",
+        ylabel="true class",
+    )
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), [row["actual"] for row in table])
+    figure.colorbar(image, label="share of the true class", format="{x:.0%}")
+    return figure
+
+
+def mistakes(predictions: Rows, images: NDArray[Any], title: str) -> Figure:
+    """The test images on which the model was wrong and most confident.
+
+    `images`: (N, H, W), in the order of `predictions`.
+    """
+    if len(images) != len(predictions):
+        raise ValueError(f"{len(predictions)} predictions of {len(images)} images")
+    wrong = [i for i, row in enumerate(predictions) if row["actual"] != row["predicted"]]
+    wrong.sort(key=lambda i: -float(predictions[i]["probability"]))
+    rows, columns = MISTAKES
+    figure = Figure(figsize=(1.9 * columns, 2.5 * rows + 0.5), layout="constrained")
+    figure.suptitle(
+        f"{title}: the most confident of {len(wrong):,} mistakes on {len(images):,} test images"
+    )
+    for axes, i in zip(_grid(figure, rows, columns), wrong, strict=False):
+        row = predictions[i]
+        axes.imshow(images[i], cmap="gray_r")
+        axes.set_title(
+            f"no. {i}: {row['actual']}\ntaken for {row['predicted']}\n"
+            f"with p = {float(row['probability']):.3f}",
+            fontsize=8,
+        )
+    return figure
+
+
+def units(weights: NDArray[np.float32], names: Sequence[str], title: str) -> Figure:
+    """The weights (units, H, W) of the first layer's strongest units, as images on one scale."""
+    rows, columns = UNITS
+    if len(names) == len(weights):  # a unit for each class
+        shown, labels = np.arange(len(weights)), list(names)
+    else:
+        strength = np.square(weights).sum((1, 2))
+        shown = np.argsort(-strength, kind="stable")[: rows * columns]
+        labels = [f"unit {i}" for i in shown]
+    columns = min(columns, math.ceil(math.sqrt(2 * len(shown))))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.6), layout="constrained")
+    figure.suptitle(f"{title}: weights of {len(shown)} of {len(weights)} units of the first layer")
+    limit = float(np.quantile(np.abs(weights), 0.995)) or 1.0  # a few extreme weights do not set it
+    panels = _grid(figure, rows, columns)
+    for axes, i, label in zip(panels, shown, labels, strict=False):
+        image = axes.imshow(weights[i], cmap="RdBu", vmin=-limit, vmax=limit)
+        axes.set_title(label, fontsize=8)
+    meaning = "weight (blue: a bright pixel raises the unit, red: lowers it)"
+    figure.colorbar(image, ax=panels, label=meaning, shrink=0.8, extend="both")
+    return figure
+
+
+def fit(table: Rows, test: Examples, title: str) -> Figure:
+    """For each feature, the part of y that it explains, with the lines of all solutions.
+
+    What the other features and the bias explain is subtracted from y. Lower row: residuals from
+    the reference line, which is the true one, or the least-squares one where that is not known.
+    Without either, the figure says so.
+    """
+    *weights, bias = table
+    figure = Figure(figsize=(5 * min(len(weights), FEATURES), 8), layout="constrained")
+    figure.suptitle(f"{title}: {len(test.targets)} test examples and the lines through them")
+    known = [kind for kind in ("true", "analytic", "learned") if bias[kind]]
+    if not known:
+        figure.suptitle(f"{title}: no linear solution is unique")
+        return figure
+    reference = known[0]
+    features, y = test.features.flatten(1).double().numpy(), test.targets[:, 0].double().numpy()
+    slopes = np.array([float(row[reference]) for row in weights])
+    residuals = y - float(bias[reference]) - features @ slopes
+    panels = figure.subplots(2, min(len(weights), FEATURES), squeeze=False)
+    for i, (above, below) in enumerate(panels.T):
+        x, row = features[:, i], weights[i]
+        above.plot(x, slopes[i] * x + residuals, ".", color="silver", label="examples")
+        below.plot(x, residuals, ".", color="silver")
+        ends = np.array([x.min(), x.max()])
+        for kind, style in zip(known, ("-", "--", ":"), strict=False):
+            slope = float(row[kind])
+            above.plot(ends, slope * ends, style, label=f"{kind}: {slope:.5f}")
+            below.plot(ends, (slope - slopes[i]) * ends, style)
+        above.set(title=row["parameter"], ylabel="y less what the rest explains")
+        below.set(xlabel=f"feature {i + 1}", ylabel=f"residuals from the {reference} line")
+        above.legend()
+    return figure
+
+
+def _grid(figure: Figure, rows: int, columns: int) -> list[Any]:
+    """Panels for images, without axes."""
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    return panels

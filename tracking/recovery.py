@@ -1,0 +1,68 @@
+"""Runs whose recorder was killed, or lost its server: marked, and found again by the next one."""
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock, Timeout
+from mlflow.entities import Run
+
+from lab.common import workspace
+from tracking.store import store_uri
+
+MARKER = "recording"  # the tag that names a run's marker file
+
+
+@contextlib.contextmanager
+def marker() -> Iterator[str]:
+    """The name of a marker file for a run that is being recorded, locked while this process lives.
+
+    The file is removed where the block ends well. One that stays says that a run may be half
+    written: a killed process, or one that lost its server, cannot say so in the store.
+    """
+    name = uuid.uuid4().hex
+    path = _folder() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        # Non-empty: `recover_interrupted_runs` may recreate a deleted marker, which is empty then.
+        path.write_text(name)
+        yield name
+        path.unlink(missing_ok=True)
+
+
+def recover_interrupted_runs(client: mlflow.MlflowClient, tags: Mapping[str, str]) -> list[Path]:
+    """Mark runs of crashed recorders FAILED.
+
+    Returns the markers of runs that did finish with these tags; the caller deletes them. The
+    markers of other finished runs stay for the recorder of their result.
+    """
+    finished = []
+    for path in _folder().iterdir():
+        try:
+            with FileLock(path, timeout=0):
+                runs = _marked(client, path.name) if path.stat().st_size else []
+                for run in runs:
+                    if run.info.status == "RUNNING":
+                        client.set_tag(run.info.run_id, "failure", "the recorder did not finish")
+                        client.set_terminated(run.info.run_id, "FAILED")
+                if not any(run.info.status == "FINISHED" for run in runs):
+                    path.unlink()
+                elif any(tags.items() <= run.data.tags.items() for run in runs):
+                    finished.append(path)
+        except Timeout:
+            continue  # its process is still recording
+    return finished
+
+
+def _folder() -> Path:
+    """The folder of the marker files, one for each store."""
+    store = hashlib.sha256(store_uri().encode()).hexdigest()[:16]
+    return workspace.main_root() / workspace.NOTES / "recording" / store
+
+
+def _marked(client: mlflow.MlflowClient, name: str) -> Sequence[Run]:
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    return client.search_runs(ids, f"tags.{MARKER} = '{name}'")

@@ -1,0 +1,178 @@
+"""MLflow's store: where it is, whether it can be used, and the experiments in it."""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import requests
+import sqlalchemy
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from sqlalchemy.exc import SQLAlchemyError
+
+from lab.common import workspace
+from lab.common.files import InputError, one_line, root_cause
+from lab.schema import Params
+
+SQLITE = "sqlite:///"
+VIEW = "results"  # the key of the saved view, as links to it name it
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # not each table that it creates
+# Nor, in several lines, an error that it raises as well.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db at the root of the main repository.
+
+    A relative sqlite path counts from that root: an experiment's own folder is
+    deleted after it, and the runs would go with it. Raises InputError for a store
+    that cannot be used.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    database = _database(uri)
+    return f"{SQLITE}{database}" if database else uri
+
+
+def _database(uri: str) -> Path | None:
+    """The file of a sqlite store; None for a server."""
+    if not uri.startswith(SQLITE):
+        if not uri.startswith(("http://", "https://", "postgresql")):
+            raise InputError(
+                f"MLFLOW_TRACKING_URI = {uri}: expected sqlite:///FILE or the address of a server"
+            )
+        return None
+    path = workspace.main_root() / uri.removeprefix(SQLITE)
+    if set("?%") & set(str(path)):
+        raise InputError(f"{path}: MLflow cannot keep runs at a path with ? or % in it")
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file for MLflow's database, this is a folder")
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                raise InputError(f"{path}: not a sqlite database")
+        if not os.access(path, os.W_OK):
+            raise InputError(f"{path}: MLflow's database cannot be written")
+    return path
+
+
+def connect(create: bool = True) -> mlflow.MlflowClient:
+    """A client of the store, which exists and is whole afterwards.
+
+    Raises InputError for a sqlite store that is missing and not to be created.
+
+    MLflow creates a sqlite store without a lock: of several processes that meet at a
+    fresh one all fail. So one process creates it, beside its place, and moves it there.
+    """
+    uri = store_uri()
+    database = _database(uri)
+    if not database:
+        _require_answer(uri)
+    if database and not database.exists():
+        if not create:
+            raise InputError(f"{database}: no runs are recorded here: `make repro` records some")
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{database}.lock", timeout=120):
+            if not database.exists():
+                fresh = database.with_name(f".{database.name}.new")
+                fresh.unlink(missing_ok=True)
+                mlflow.MlflowClient(f"{SQLITE}{fresh}").search_experiments()
+                fresh.replace(database)
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient()
+
+
+def without_password(uri: str) -> str:
+    """The store's address or path, without a password."""
+    return uri.rpartition("@")[2].removeprefix(SQLITE)
+
+
+def _require_answer(uri: str) -> None:
+    """Ask a server for any answer at all, as MLflow itself would wait for minutes.
+
+    Raises InputError where there is none within seconds.
+    """
+    try:
+        if uri.startswith("http"):
+            requests.get(
+                f"{uri}/health",
+                timeout=float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") or 5),
+                stream=True,
+            ).close()
+        else:
+            sqlalchemy.create_engine(uri).connect().close()
+    except requests.exceptions.SSLError:
+        pass  # which certificates to trust is among MLflow's own settings
+    except (requests.RequestException, SQLAlchemyError, ValueError) as error:
+        raise InputError(
+            f"the tracking server at {without_password(uri)} does not answer: start it, or set"
+            " MLFLOW_TRACKING_URI to another; then `dvc repro` goes on from here"
+            f" ({root_cause(error)[:200]})"
+        ) from error
+
+
+def experiment(client: mlflow.MlflowClient, params: Params, model: str) -> str:
+    """The id of the model's experiment, which is created where it is missing."""
+    found = client.get_experiment_by_name(model)
+    if found is None:
+        location = None  # a server has a place of its own for artifacts
+        if not store_uri().startswith("http"):
+            # A database alone would put artifacts below the current folder.
+            database = _database(store_uri())
+            root = database.parent if database else workspace.main_root()
+            location = (root / "mlartifacts" / model).absolute().as_uri()
+        try:
+            return str(client.create_experiment(model, location, experiment_tags(params, model)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise  # without asking a server again that does not answer
+            found = client.get_experiment_by_name(model)  # another process was faster
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"MLflow's experiment {model} is deleted: restore it, or remove it for good"
+        )
+    return str(found.experiment_id)
+
+
+def experiment_tags(params: Params, model: str) -> dict[str, str]:
+    """The experiment's description, and a saved view of its runs with the columns that matter.
+
+    MLflow's own table of runs shows neither parameters nor results.
+    """
+    measures = params.dataset(model).task.measures
+    columns = [f"metrics.`{side}_{m}`" for m in measures for side in ("validation", "test")]
+    settings: tuple[str, ...] = ("lr", "seed", "epochs", "batch_size", "optimizer")
+    columns += [
+        f"params.`{key}`" for key in (*settings, *type(params.architecture(model)).model_fields)
+    ]
+    columns += ["tags.`baseline`", "tags.`replayed`"]
+    order = {"orderByKey": columns[0], "orderByAsc": measures[0] == "loss"}
+    state = json.dumps({"selectedColumns": columns} | order)
+    view = {"name": "Results", "createdAt": milliseconds(), "state": state}
+    return {
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+        MLFLOW_RUN_NOTE: f"The runs of {model}, as the pipeline records them."
+        " *Views*, *Results* shows parameters and results as columns, best validation first.",
+    }
+
+
+def milliseconds() -> int:
+    """The time as MLflow counts it."""
+    return int(time.time() * 1000)
+
+
+@contextlib.contextmanager
+def one_line_errors(what: str) -> Iterator[None]:
+    """Errors of MLflow and its libraries as an InputError: `what`, the store, and the reason."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError, requests.RequestException) as error:
+        said, _, _ = one_line(error).partition(" [SQL: ")  # not the whole statement as well
+        raise InputError(f"{what} ({without_password(store_uri())}): {said[:500]}") from error
