@@ -17,7 +17,6 @@ import functools
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -25,16 +24,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from lab.common.commands import output
+from lab.common.files import InputError
 from tools.probe import FROZEN
 from tracking.repository import ROOT
 
 PYTHON = Path(sys.executable).resolve()  # the interpreter behind the virtual environment
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 BIN, PACKAGES = Path(sys.executable).parent, Path(sysconfig.get_path("platlib"))
-
-
-class FailureError(RuntimeError):
-    """A command cannot be started or fails; the message is one line."""
 
 
 class Machine(NamedTuple):
@@ -47,15 +44,7 @@ class Machine(NamedTuple):
 
 def call(command: list[str | Path], environment: dict[str, str] | None = None) -> str:
     """What the command prints."""
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise FailureError(f"cannot start {command[0]}: {error.strerror}") from error
-    if done.returncode:
-        lines = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
-        cause = [line for line in lines if line.startswith(("E: ", "error: "))] or lines[-1:]
-        raise FailureError(f"{Path(command[0]).name} failed: {cause[0]}")
-    return done.stdout
+    return output(command, environment=environment).decode()
 
 
 @contextlib.contextmanager
@@ -195,7 +184,7 @@ def main() -> None:
         sys.exit("error: the other machines are emulated on Linux on x86-64 alone")
     try:
         same = compare(arguments.only or MACHINES, arguments.work.resolve())
-    except (OSError, FailureError) as error:
+    except (OSError, InputError) as error:
         print()  # ends the row that was begun
         sys.exit(f"error: {error}")
     sys.exit(0 if same else 1)

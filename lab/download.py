@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from lab.common.files import InputError, root_cause
+from lab.common.commands import output
+from lab.common.files import InputError, read_bytes, root_cause
 from lab.common.settings import Strict
 
 APT = "apt:"  # what the name of a package of the distribution begins with
@@ -130,15 +130,9 @@ def _verified(name: str, archive: bytes, expected: Archive) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.is_fifo():  # whose other end may never come
-            raise SourceError(f"{path.name}: expected a file, found a named pipe")
-        with path.open("rb") as file:
-            archive = file.read(LARGEST + 1)
-    except OSError as error:
-        raise SourceError(f"{path.name}: {error.strerror}") from error
-    if len(archive) > LARGEST:
-        raise SourceError(f"{path.name} is larger than any archive that is expected")
-    return archive
+        return read_bytes(path, LARGEST)
+    except InputError as error:
+        raise SourceError(str(error).replace(str(path), path.name)) from error
 
 
 def _downloaded(url: str, settings: Download) -> bytes:
@@ -208,30 +202,11 @@ def _unpacked(package: str, folder: Path, deadline: float) -> Path:
         '''
     )
     apt = ["apt-get", "--quiet=2", f"--config-file={settings}"]
-    _command([*apt, "update"], folder, deadline)
-    _command([*apt, "download", package], folder, deadline)
-    packages = list(folder.glob(f"{package}_*.deb"))
-    if len(packages) != 1:
-        raise SourceError("apt-get download brought no package")
-    _command(["dpkg-deb", "--extract", str(packages[0]), "contents"], folder, deadline)
-    return folder / "contents"
-
-
-def _command(command: list[str], folder: Path, deadline: float) -> None:
     try:
-        subprocess.run(
-            command,
-            cwd=folder,
-            check=True,
-            timeout=deadline,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SourceError(f"{command[0]}: not done after {deadline:g} seconds") from error
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
-        raise SourceError(f"{command[0]}: {last}") from error
+        for command in ("update",), ("download", package):
+            output([*apt, *command], folder, timeout=deadline)
+        (archive,) = folder.glob(f"{package}_*.deb")
+        output(["dpkg-deb", "--extract", archive, "contents"], folder, timeout=deadline)
+    except (InputError, ValueError) as error:
+        raise SourceError(str(error)) from error
+    return folder / "contents"

@@ -1,4 +1,4 @@
-"""A model with its weights: built, saved, loaded, and asked for predictions.
+"""A model with its weights: it is built, saved and loaded, and it predicts.
 
 A model's file is complete: it holds kind, settings and shape beside the weights.
 """
@@ -62,16 +62,25 @@ def build(
 ) -> Model:
     """A model before training, for examples like these; the seed decides its weights.
 
-    Raises ValueError where the architecture does not fit the examples.
+    Raises InputError where the architecture does not fit the examples.
     """
     inputs = tuple(features.shape[1:])
-    with exact.mode(seed=seed):
-        network = architecture.build(inputs, outputs)
+    try:
+        with exact.mode(seed=seed):
+            network = architecture.build(inputs, outputs)
+        with torch.no_grad():
+            found = network.eval()(features[:1].cpu()).shape
+        if found != (1, outputs):
+            raise ValueError(f"it returns {tuple(found)} for one example, not {(1, outputs)}")
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        raise InputError(
+            f"{kind} does not fit examples of shape {inputs}: {one_line(error)}"
+        ) from error
     return Model(kind, architecture, Shape(inputs=inputs, outputs=outputs), network)
 
 
 def load(path: Path) -> Model:
-    """Read a model, ready for prediction. Raises InputError for anything but a whole one."""
+    """Read a model, ready for prediction. Raises InputError if the file is damaged or no model."""
     tensors, metadata = read_tensors(path)
     try:
         description = json.loads(metadata["model"])

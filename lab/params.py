@@ -15,12 +15,12 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.reader import ReaderError
 
 from lab import schema
-from lab.common.files import InputError, one_line
+from lab.common.files import InputError, one_line, read_bytes
 from lab.schema import Params
 
 PATH = Path("params.yaml")
 DEPTH = 5  # lists and sections within each other; ours have 3
-LARGEST = 100_000  # characters of a file of parameters; ours has 5,000
+LARGEST = 100_000  # bytes of a file of parameters; ours has 5,000
 
 
 class ParamsError(InputError):
@@ -32,17 +32,13 @@ class ParamsError(InputError):
 def load(path: Path = PATH) -> Params:
     """Read and check all parameters. Raises ParamsError, whose message is one line."""
     try:
-        if path.is_fifo():  # whose other end may never come
-            raise ParamsError(f"{path}: cannot be read: expected a file, found a named pipe")
-        with path.open(encoding="utf-8") as file:
-            text = file.read(LARGEST + 1)
-        if len(text) > LARGEST:
-            raise ParamsError(f"{path}: expected at most {LARGEST} characters")
-        return parse(text, path)
-    except OSError as error:
-        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from error
+        return parse(read_bytes(path, LARGEST).decode(), path)
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path}: expected text in UTF-8, found other bytes") from error
+    except ParamsError:
+        raise
+    except InputError as error:
+        raise ParamsError(str(error)) from error
 
 
 def parse(text: str, path: Path = PATH) -> Params:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
+from lab.common.files import InputError
 from lab.common.settings import Strict, flattened
 from lab.datasets import DataSet, dataset_class
 from lab.download import Download
@@ -26,7 +27,11 @@ class ModelEntry(Strict):
     @field_validator("kind")
     @classmethod
     def _kind_exists(cls, kind: str) -> str:
-        architecture_class(kind)
+        reserved = {*dir(Training), *Training.model_fields, "seed", "lr", "arithmetic", "kind"}
+        if both := sorted(reserved & architecture_class(kind).model_fields.keys()):
+            raise InputError(
+                f"lab/models/{kind}.py: {both[0]} is a name of all models: choose another"
+            )
         return kind
 
     @field_validator("data")
@@ -39,7 +44,7 @@ class ModelEntry(Strict):
     def _task_is_that_of_the_data(self) -> "ModelEntry":
         task = dataset_class(self.data).task.name
         if self.task != task:
-            raise ValueError(f"task: {task}, which is that of {self.data}")
+            raise ValueError(f"{task} as its task, which is the task of {self.data}")
         return self
 
 
@@ -99,7 +104,7 @@ class _Listed(BaseModel):
         taken = {entry.data for entry in self.models.values()}
         taken |= {*Params.model_fields, *dir(Params)}  # a field would hide a method of its name
         if both := sorted(taken & self.models.keys()):
-            raise ValueError(f"models of other names, as {both[0]} is taken")
+            raise ValueError(f"models without the reserved name {both[0]}")
         return self
 
 

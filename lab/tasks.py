@@ -1,7 +1,7 @@
-"""The tasks: what a model is trained for, and what it is worth on examples that it never saw.
+"""Regression and classification: the loss, the test metrics and the tables of each.
 
-Loss, measures and tables follow from the task. Sums of Python's floats are by math.fsum, which
-rounds once, and squares by multiplication, as `**` uses the platform's own library.
+Sums of Python's floats are by math.fsum, which rounds once, and squares by multiplication, as `**`
+uses the platform's own library.
 """
 
 import math

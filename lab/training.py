@@ -53,7 +53,9 @@ def arithmetic(kind: Arithmetic, seed: int | None = None) -> Iterator[None]:
     try:
         with exact.mode(seed=seed):
             yield
-    except (exact.NotExactError, exact.MachineError) as error:
+    except exact.NotExactError as error:
+        raise InputError(f"exact arithmetic: {error}; or train with arithmetic=native") from error
+    except exact.MachineError as error:
         raise InputError(f"exact arithmetic: {error}") from error
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from lab import networks, params, schema, training
 from lab.common import files, lockfile
+from lab.datasets import require_valid
 from lab.networks import Model
 from lab.tasks import Regression
 from stages import argument, run
@@ -20,6 +21,7 @@ def main() -> None:
     lockfile.require_unchanged(data, path)
     device = training.device()
     test = dataset.load_test(data, device)
+    require_valid(test, dataset.task, data)
     model = networks.load(path)
     model.network.to(device)
     if model.shape.outputs != dataset.task.outputs:

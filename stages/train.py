@@ -8,6 +8,7 @@ import torch
 
 from lab import checkpoints, networks, params, schema, training
 from lab.common import files, lockfile
+from lab.datasets import require_valid
 from lab.schema import Params
 from stages import argument, run
 
@@ -27,6 +28,8 @@ def main() -> None:
     device = training.device()
     train, validation = dataset.load_training(data, p.seed, device)
     architecture, task = p.architecture(name), dataset.task
+    for examples in (train, validation):
+        require_valid(examples, task, data)
     model = networks.build(entry.kind, architecture, train.features, task.outputs, p.seed)
     checkpoint = checkpoints.find(name, p, device)
     if checkpoint.saved:

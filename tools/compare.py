@@ -4,8 +4,8 @@
     python -m tools.compare mlp --markdown  # one model; for a report
     python -m tools.compare --csv           # every figure in a column of its own
 
-Runs that differ in the seed alone are one row: their mean, standard deviation and number.
-The test results stand there to be read, never to choose by.
+Runs that differ only in the seed are one row: their mean, standard deviation and number.
+Test results are shown for information: choose by the validation results.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import pandas as pd
 from lab import params
 from lab.common.files import InputError
 from stages import command
-from tracking import repository, store
+from tracking import store
+from tracking.description import committed_params
 from tracking.run import plain
 
 MEASURES = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss")
@@ -66,19 +67,20 @@ def recorded(models: Sequence[str]) -> pd.DataFrame:
     if runs.empty:
         raise InputError("no finished run is recorded: `make repro` or `dvc exp run` records some")
     runs["model"] = runs["experiment_id"].map(names)
-    committed = params.parse(repository.committed("HEAD", "params.yaml") or "")
-    baselines = {
-        model: {f"params.{key}": plain(value) for key, value in committed.flat(model).items()}
-        for model in runs["model"].unique()
-        if model in committed.models
-    }
+    baselines = {}
+    if committed := committed_params("HEAD"):
+        for model in committed.models:
+            flat = committed.flat(model).items()
+            baselines[model] = {f"params.{key}": plain(value) for key, value in flat}
     runs["changes"] = [changes(row, baselines.get(row["model"], {})) for _, row in runs.iterrows()]
     return runs
 
 
 def changes(run: pd.Series, baseline: dict[str, str]) -> str:
     """The run's parameters that are not the baseline's, the seed left out."""
-    names = [*baseline, *(name for name in run.index if name not in baseline)]
+    if not baseline:
+        return "(not in the commit)"
+    names = [*baseline, *sorted(name for name in run.index if name not in baseline)]
     differing = [
         f"{name.removeprefix('params.')}={run[name]}"
         for name in names
@@ -98,7 +100,7 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
 
     Accuracy decides where there is one, else the loss.
     """
-    # A row has the name of its first run, as later experiments repeat what they leave alone.
+    # A row has the name of its first run: a later experiment repeats the models it does not change.
     first = runs.groupby(["model", "changes"])["tags.mlflow.runName"].transform("last")
     rows = []
     for (model, changed), group in latest(runs).groupby(["model", "changes"], sort=False):

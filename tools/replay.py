@@ -6,7 +6,7 @@ A prefix of the run's id is enough. What is run is the code of the run: its comm
 patch, in a temporary clone, by the Python that runs this. So replay runs of a store that
 you trust. Nothing is recorded but a tag of the run, and nothing in the repository changes.
 
-Exit code 0: identical. 1: different. 2: it cannot be tried.
+Exit code 0: identical. 1: different. 2: the run cannot be replayed.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import datetime
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +25,7 @@ from ruamel.yaml import YAML
 
 from lab import params
 from lab.common import files
+from lab.common.commands import output
 from lab.common.files import InputError, one_line
 from stages import command
 from tracking import repository, store
@@ -36,9 +36,9 @@ MISSING = "missing"
 
 
 class Comparison(NamedTuple):
-    """One thing that the run says, and what was found instead."""
+    """A recorded value, and the one of now."""
 
-    what: str
+    name: str
     recorded: str
     found: str
 
@@ -47,25 +47,25 @@ def main() -> None:
     """A run's id in; a table, a verdict and an exit code out."""
     parser = argparse.ArgumentParser(description="Replay a recorded run, compare every byte.")
     parser.add_argument("run", help="the id of an MLflow run, or the beginning of one")
-    asked = parser.parse_args().run
+    prefix = parser.parse_args().run
     try:
         with store.one_line_errors("MLflow does not give the run"):
             client = store.connect(create=False)
-            run = find(client, asked)
+            run = find(client, prefix)
             name = one_line(run.info.run_name)  # of a store that may be another's
             print(f"replaying run {run.info.run_id} ({name})", file=sys.stderr)
             comparisons = replay(client, run)
-            differing = [each for each in comparisons if each.recorded != each.found]
+            differing = [c for c in comparisons if c.recorded != c.found]
             verdict = "different" if differing else "identical"
             where = f"{verdict} on {platform.platform()}, {datetime.datetime.now().date()}"
             client.set_tag(run.info.run_id, "replayed", where)
     except Exception as error:  # a store of another's may hold anything, and MLflow fail on it
         why = one_line(error) if isinstance(error, (InputError, OSError)) else repr(error)
-        print(f"{asked}: cannot be tried: {one_line(why)}", file=sys.stderr)
+        print(f"{prefix}: cannot be tried: {one_line(why)}", file=sys.stderr)
         sys.exit(2)
     show(comparisons)
     if differing:
-        print(f"\ndifferent: first in {differing[0].what}")
+        print(f"\ndifferent: first in {differing[0].name}")
         sys.exit(1)
     print(f"\nidentical: all {len(comparisons)} comparisons")
 
@@ -88,7 +88,7 @@ def find(client: mlflow.MlflowClient, prefix: str) -> Run:
 
 
 def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
-    """What the run says of itself against what is in the store and what comes out again."""
+    """Compare the run's record with the files in the store, and with those of a new run."""
     tags = run.data.tags
     name = client.get_experiment(run.info.experiment_id).name
     digests = {
@@ -117,7 +117,7 @@ def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
         results = {path: sha for path, sha in digests.items() if path not in data}
         made = make_data(data, clone)
         comparisons += made
-        if all(each.recorded == each.found for each in made):
+        if all(c.recorded == c.found for c in made):
             for stage in (f"train@{name}", f"evaluate@{name}"):
                 repro(clone, "--force", "--single-item", stage)
             comparisons += [
@@ -130,7 +130,7 @@ def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
 def stored(
     client: mlflow.MlflowClient, run: Run, name: str, digests: dict[Path, str], folder: Path
 ) -> list[Comparison]:
-    """Whether the run's tags, parameters and files in the store agree with each other."""
+    """Compare the run's tags, parameters and files in the store with each other."""
     recorded = run.data.tags.get("fingerprint", "")
     comparisons = [Comparison("fingerprint", recorded, fingerprint(digests))]
     fetch(client, run, "params.yaml", folder)
@@ -146,12 +146,13 @@ def stored(
     models = run.outputs.model_outputs if run.outputs else []
     for path, sha in in_order(digests):
         if path.parts[0] == "data":
-            continue  # the store has digests of data alone
+            continue  # of data the store has only the digests
         if path.suffix == ".safetensors":
             if not models:
                 raise InputError("the run has no model")
-            place = client.get_logged_model(models[0].model_id).artifact_location
-            mlflow.artifacts.download_artifacts(f"{place}/data/{path.name}", dst_path=str(folder))
+            location = client.get_logged_model(models[0].model_id).artifact_location
+            source = f"{location}/data/{path.name}"
+            mlflow.artifacts.download_artifacts(source, dst_path=str(folder))
         else:
             fetch(client, run, path.name, folder)
         comparisons.append(Comparison(f"{path.name} in the store", sha, digest(folder / path.name)))
@@ -192,19 +193,7 @@ def repro(clone: Path, *arguments: str) -> None:
     """Run stages in the clone, nothing taken from a cache and nothing left in one."""
     words = ["dvc", "repro", "--no-run-cache", "--no-commit", *arguments]
     print(" ".join(words), file=sys.stderr)
-    done = subprocess.run(
-        words,
-        cwd=clone,
-        env=repository.environment(),
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
-        raise InputError(f"{' '.join(words)}: {said[0] if said else done.stderr[-300:]}")
+    output(words, clone, repository.environment())
 
 
 def in_order(digests: dict[Path, str]) -> list[tuple[Path, str]]:
@@ -221,12 +210,12 @@ def digest(path: Path) -> str:
 
 def show(comparisons: list[Comparison]) -> None:
     """Print a line for each."""
-    width = max(len(each.what) for each in comparisons)
+    width = max(len(c.name) for c in comparisons)
     print(f"{'':{width}}  {'recorded':12}  {'found':12}")
-    for what, recorded, found in comparisons:
+    for name, recorded, found in comparisons:
         mark = "same" if recorded == found else "DIFFERENT"
         shown = one_line(recorded[:12])
-        print(f"{one_line(what):{width}}  {shown:12}  {found[:12]:12}  {mark}")
+        print(f"{one_line(name):{width}}  {shown:12}  {found[:12]:12}  {mark}")
 
 
 if __name__ == "__main__":

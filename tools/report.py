@@ -9,9 +9,9 @@ other side's results are in DVC's cache: `make repro` there puts them in.
 import argparse
 import csv
 import io
-import subprocess
 
 from lab import params
+from lab.common.commands import output
 from lab.common.files import InputError, one_line
 from stages import command
 from tracking import repository
@@ -32,19 +32,19 @@ def main() -> None:
     print(f"## Results against `{base}` ({commit[:7]})\n")
     print(reproduces(), "\n")
     for what, name in (("params", "Parameters"), ("metrics", "Metrics")):
-        table = dvc_prints(what, "diff", commit[:7], "--md").strip()
+        table = dvc(what, "diff", commit[:7], "--md").strip()
         rows = table.splitlines()[2:]  # below the header
         print(f"### {name}\n\n{table if rows else 'No change.'}\n")
     print(f"### Plots\n\n{plots(commit[:7])}")
 
 
 def reproduces() -> str:
-    """Whether what came out is what is committed."""
+    """Whether the results are those of the commit."""
     changed = repository.git("diff", "--stat", "HEAD", "--", *OUTPUTS).decode().strip()
-    pending = dvc_prints("status").strip()
+    pending = dvc("status").strip()
     causes = repository.git("diff", "--name-only", "HEAD", "--", *INPUTS).decode().splitlines()
     if changed and causes:
-        said = "**Not committed:** what came out differs, as does what it comes from:"
+        said = "**Not committed:** the results differ, and so do these sources:"
         return f"{said} {', '.join(f'`{path}`' for path in causes)}\n\n{fenced(changed)}"
     if changed:
         said = "**Not reproduced.** `make repro` gives other results than the commit:"
@@ -57,7 +57,7 @@ def reproduces() -> str:
 def plots(commit: str) -> str:
     """Draw both sides over each other, and show the validation loss of models that changed."""
     try:
-        page = dvc_prints("plots", "diff", commit, "--out", "dvc_plots").strip().splitlines()[-1]
+        page = dvc("plots", "diff", commit, "--out", "dvc_plots").strip().splitlines()[-1]
     except (InputError, IndexError) as error:
         return f"Not drawn: {one_line(error)}"
     models = params.load().models.items()
@@ -93,12 +93,9 @@ def _losses(path: str, revision: str | None) -> list[float]:
     return [float(row["validation_loss"]) for row in csv.DictReader(io.StringIO(text))]
 
 
-def dvc_prints(*arguments: str) -> str:
+def dvc(*arguments: str) -> str:
     """What DVC prints. Raises InputError, with its reason, where it fails."""
-    done = subprocess.run(["dvc", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"dvc {' '.join(arguments[:2])}: {one_line(done.stderr)}")
-    return done.stdout
+    return output(["dvc", *arguments]).decode(errors="replace")
 
 
 def fenced(text: str) -> str:

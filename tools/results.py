@@ -8,27 +8,25 @@ import re
 import sys
 from pathlib import Path
 
+from lab import params, schema
 from lab.common import files
+from stages import command
 
 README = Path("README.md")
-REGRESSION = (
-    "R² {test_r2:.6f}; weights within {distance_learned_true:.4f} of the true ones,"
-    " {distance_learned_analytic:.4f} of the analytic solution"
-)
-ACCURACY = "accuracy **{test_accuracy:.4f}**"
-ROWS = {
-    "linear_regression": ("Linear regression", REGRESSION),
-    "softmax_regression": ("Softmax regression", ACCURACY),
-    "mlp": ("Multilayer perceptron", ACCURACY),
+TEXTS = {
+    "regression": "R² {test_r2:.6f}; weights within {distance_learned_true:.4f} of the true ones,"
+    " {distance_learned_analytic:.4f} of the analytic solution",
+    "classification": "accuracy **{test_accuracy:.4f}**",
 }
 
 
 def table() -> str:
     """The table in Markdown."""
     lines = ["| model | on the test set | loss |", "| --- | --- | --- |"]
-    for model, (title, text) in ROWS.items():
-        metrics = files.read_json(Path("results", model, "metrics.json"))
-        lines.append(f"| {title} | {text.format(**metrics)} | {metrics['test_loss']:.5f} |")
+    for model, entry in params.load().models.items():
+        metrics = files.read_json(schema.results(model) / "metrics.json")
+        text = TEXTS[entry.task].format(**metrics)
+        lines.append(f"| {entry.title} | {text} | {metrics['test_loss']:.5f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -57,4 +55,4 @@ def write_between(page: Path, name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

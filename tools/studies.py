@@ -112,7 +112,7 @@ def activation_figure(client: mlflow.MlflowClient, runs: pd.DataFrame) -> Figure
             for layer in layers
         ]
         right.plot([layer.replace("_", " ") for layer in layers], norms, "o-", label=activation)
-    left.set(title="validation accuracy", xlabel="epoch", ylabel="share classified rightly")
+    left.set(title="validation accuracy", xlabel="epoch", ylabel="accuracy")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(title="gradient by layer in the first epoch", ylabel="Euclidean norm", yscale="log")
     for axes in (left, right):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab import params
+from lab.common import files
 from lab.schema import Params
 from tracking import repository
 
@@ -36,7 +37,8 @@ def describe(
         f"- **Check it to the last bit:** `make replay RUN={run}`",
         f"- **On the test set:** {_figures(metrics)}"
         + (f" (committed there: {_figures(before)})" if before else ""),
-        f"- **Parameters that differ from the commit:** {', '.join(changed) or 'none'}",
+        "- **Parameters that differ from the commit:** "
+        + (", ".join(changed) or ("none" if committed else "the commit has no such model")),
         f"- **Trained** for {len(history)} epochs in {p.arithmetic} arithmetic; {lowest}",
     ]
     return "\n".join(lines)
@@ -44,12 +46,22 @@ def describe(
 
 def baseline(name: str, commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model's metrics and parameters as committed; empty where there are none, or others."""
+    p = committed_params(commit)
+    if p is None or name not in p.models:
+        return {}, {}
     try:
         metrics = json.loads(repository.committed(commit, f"results/{name}/metrics.json") or "{}")
-        flat = params.parse(repository.committed(commit, "params.yaml") or "").flat(name)
-    except (ValueError, KeyError, params.ParamsError):
-        return {}, {}
-    return metrics, flat
+    except ValueError:
+        metrics = {}
+    return metrics, p.flat(name)
+
+
+def committed_params(commit: str) -> Params | None:
+    """The parameters of a commit; None where this code cannot read them."""
+    try:
+        return params.parse(repository.committed(commit, "params.yaml") or "")
+    except files.InputError:
+        return None
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:

@@ -35,7 +35,7 @@ def draw(
     entry, dataset, folder = params.models[name], params.dataset(name), schema.results(name)
     test = dataset.load_test(schema.folder(entry.data))
     tables = {part: read_rows(folder / f"{part}.csv") for part in ("predictions", "breakdown")}
-    title, task = entry.title, dataset.task
+    title, task = _literal(entry.title), dataset.task
 
     def drawn(part: str, figure: Callable[..., Figure], *arguments: Any) -> Figure:
         try:
@@ -60,6 +60,11 @@ def draw(
         figures["weights.png"] = units(weights, names, title)
     state = model.network.state_dict()
     return figures | model.architecture.figures(state, title)
+
+
+def _literal(text: str) -> str:
+    """The text with dollar signs that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _image_size(inputs: tuple[int, ...]) -> tuple[int, int] | None:
@@ -94,7 +99,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
     panels = [("loss", "mean loss per example", {side: f"{side}_loss" for side in both})]
     if "train_accuracy" in history[0]:
         shares = {side: f"{side}_accuracy" for side in both}
-        panels.append(("accuracy", "share of examples classified rightly", shares))
+        panels.append(("accuracy", "accuracy", shares))
     panels.append(("gradient by layer", "Euclidean norm, mean over steps", norms))
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     figure.suptitle(title)
@@ -125,12 +130,13 @@ def confusion(table: Rows, classes: Sequence[str], title: str) -> Figure:
         colour = "white" if shares[i, j] > 0.5 else "black" if count else "lightgrey"
         axes.text(j, i, str(count), ha="center", va="center", color=colour)
     axes.set(
-        title=f"{title}: {right:,} of {n:,} test examples right ({right / n:.2%})",
+        title=f"{title}: {right:,} of {n:,} test examples correct ({right / n:.2%})",
         xlabel="predicted class",
         ylabel="true class",
     )
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), [row["actual"] for row in table])
+    labels = [_literal(name) for name in classes]
+    axes.set_xticks(range(len(classes)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), labels)
     figure.colorbar(image, label="share of the true class", format="{x:.0%}")
     return figure
 
@@ -153,8 +159,8 @@ def mistakes(predictions: Rows, images: NDArray[Any], title: str) -> Figure:
         row = predictions[i]
         axes.imshow(images[i], cmap="gray_r")
         axes.set_title(
-            f"no. {i}: {row['actual']}\ntaken for {row['predicted']}\n"
-            f"with p = {float(row['probability']):.3f}",
+            _literal(f"no. {i}: {row['actual']}\npredicted: {row['predicted']}\n")
+            + f"with p = {float(row['probability']):.3f}",
             fontsize=8,
         )
     return figure
@@ -177,7 +183,7 @@ def units(weights: NDArray[np.float32], names: Sequence[str], title: str) -> Fig
     panels = _grid(figure, rows, columns)
     for axes, i, label in zip(panels, shown, labels, strict=False):
         image = axes.imshow(weights[i], cmap="RdBu", vmin=-limit, vmax=limit)
-        axes.set_title(label, fontsize=8)
+        axes.set_title(_literal(label), fontsize=8)
     meaning = "weight (blue: a bright pixel raises the unit, red: lowers it)"
     figure.colorbar(image, ax=panels, label=meaning, shrink=0.8, extend="both")
     return figure
@@ -211,7 +217,7 @@ def fit(table: Rows, test: Examples, title: str) -> Figure:
             slope = float(row[kind])
             above.plot(ends, slope * ends, style, label=f"{kind}: {slope:.5f}")
             below.plot(ends, (slope - slopes[i]) * ends, style)
-        above.set(title=row["parameter"], ylabel="y less what the rest explains")
+        above.set(title=row["parameter"], ylabel="y minus the other terms")
         below.set(xlabel=f"feature {i + 1}", ylabel=f"residuals from the {reference} line")
         above.legend()
     return figure

@@ -1,4 +1,4 @@
-"""Runs whose recorder was killed, or lost its server: marked, and found again by the next one."""
+"""Finds recordings that a crash or a lost server interrupted, and marks them FAILED."""
 
 import contextlib
 import hashlib

@@ -1,13 +1,13 @@
 """The git repository: which commit this is, what the working tree adds, what a commit holds."""
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from lab.common.files import InputError, one_line
+from lab.common.commands import output
+from lab.common.files import InputError
 from lab.common.workspace import CODE
 
 ROOT = Path(__file__).parent.parent
@@ -26,12 +26,7 @@ def environment() -> dict[str, str]:
 
 def git(*arguments: str, environment: Mapping[str, str] | None = None) -> bytes:
     """What git prints. Raises InputError, with git's own reason, where it fails."""
-    command = ["git", *arguments]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, env=environment).stdout
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
-        raise InputError(f"{' '.join(command[:2])}: {one_line(reason)}") from error
+    return output(["git", *arguments], environment=environment)
 
 
 def head() -> str:
@@ -41,8 +36,7 @@ def head() -> str:
 
 def clone(folder: Path) -> None:
     """Clone what is committed of this repository into the folder."""
-    command = ["git", "clone", "--quiet", str(ROOT), str(folder)]
-    subprocess.run(command, check=True, env=environment())
+    git("clone", "--quiet", str(ROOT), str(folder), environment=environment())
 
 
 def state() -> tuple[str, bytes]:

@@ -1,8 +1,8 @@
 """A run in MLflow: what is recorded of a result, and of a training that failed.
 
 A run's parameters, tags and artifacts say nothing of the user's machine but its
-platform: no path, no user name. Only MLflow's own record of where the artifacts of a
-local store lie is a path.
+platform: no path, no user name. MLflow itself adds one path: where the artifacts of a
+local store are.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Files: whole or absent, and known by their contents."""
+"""Files: written atomically, read with checks, and their digests."""
 
 import contextlib
 import csv
@@ -26,7 +26,7 @@ class InputError(Exception):
 
 
 def one_line(error: object) -> str:
-    """What the error says, as far as it fits, without line breaks or what a terminal obeys."""
+    """What the error says, shortened, without line breaks and control characters."""
     text = " ".join(str(error).split())
     shown = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
@@ -94,6 +94,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The contents of a file of at most `limit` bytes.
+
+    Raises InputError where it cannot be read, is larger, or is a named pipe, which may block.
+    """
+    try:
+        if path.is_fifo():
+            raise InputError(f"{path}: cannot be read: expected a file, found a named pipe")
+        with path.open("rb") as file:
+            contents = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(contents) > limit:
+        raise InputError(f"{path}: expected at most {limit:,} bytes")
+    return contents
+
+
 def read_json(path: Path) -> Any:
     """What the file holds. Raises InputError where it cannot be read or is not JSON."""
     try:
@@ -157,7 +174,7 @@ def read_tensors(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensors and metadata of a safetensors file, for torch or NumPy.
 
-    Raises InputError where it cannot be read, is not whole, or says a thing twice.
+    Raises InputError where it cannot be read, is not whole, or has duplicate keys.
     """
     import safetensors
 

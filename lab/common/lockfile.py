@@ -1,7 +1,7 @@
 """Whether a file still is what its stage wrote.
 
-DVC takes a file's time of change for its contents, and what is in its cache for whole. A byte
-that a disk lost passes both. So each stage compares what it reads with dvc.lock.
+DVC trusts modification times and its cache, so it misses a file that a disk has corrupted.
+So each stage compares what it reads with dvc.lock.
 """
 
 import hashlib

@@ -2,9 +2,11 @@
 
 import importlib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from lab.common.files import InputError
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -36,20 +38,22 @@ def names_in(package: str) -> list[str]:
 def class_named(package: str, name: str, base: _Class) -> _Class:
     """The subclass of `base` that the module `package.name` defines.
 
-    Raises ValueError, with the names there are, where there is no such module.
+    Raises ValueError, with the names there are, where there is no such module, and InputError
+    where it cannot be imported or defines none or several.
     """
     names = names_in(package)
     if name not in names:
         raise ValueError(" or ".join(names))
-    module = importlib.import_module(f"{package}.{name}")
-    found: _Class = next(v for v in vars(module).values() if _is_defined(v, base, module))
-    return found
-
-
-def _is_defined(value: Any, base: type, module: Any) -> bool:
-    return (
-        isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
-    )
+    path = f"{package.replace('.', '/')}/{name}.py"
+    try:
+        module = importlib.import_module(f"{package}.{name}")
+    except Exception as error:  # of any code
+        raise InputError(f"{path}: cannot be imported: {error!r}") from error
+    own = (v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__)
+    classes = [value for value in own if isinstance(value, type) and issubclass(value, base)]
+    if len(classes) != 1:
+        raise InputError(f"{path}: expected one class of {base.__name__}, found {len(classes)}")
+    return cast(_Class, classes[0])
 
 
 def flattened(settings: BaseModel) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The folder that a stage runs in: who else is at work there, and where its own notes lie."""
+"""The folder that a stage runs in: a lock against a second process, and its internal files."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-NOTES = Path(".dvc/tmp")  # git ignores it, and DVC keeps its own notes there
+NOTES = Path(".dvc/tmp")  # git ignores it, and DVC keeps its own temporary files there
 CODE = ("exact", "lab", "stages")  # the folders whose code decides a result
 
 
@@ -24,8 +24,8 @@ def main_root() -> Path:
 def exclusive_lock(name: str) -> Iterator[None]:
     """Run the block while no other process runs one of this name in this folder.
 
-    DVC can be killed while its stage lives on. The next `dvc repro` would then start a second
-    writer of the same outputs: it waits here, and the one left behind ends itself.
+    DVC can be killed while its stage goes on. The next `dvc repro` would then start a second
+    writer of the same outputs: it waits here until the first one has ended itself.
     """
     _end_with_dvc()
     folder = NOTES / "stages"
@@ -45,7 +45,7 @@ def exclusive_lock(name: str) -> Iterator[None]:
 def _end_with_dvc() -> None:
     """End this process by SIGTERM within a second after the DVC that started it is gone."""
     if "DVC_STAGE" not in os.environ:
-        return  # started by hand: may live longer than its shell
+        return  # started by hand: it may outlive its shell
     parent = os.getppid()
 
     def watch() -> None:

@@ -6,9 +6,11 @@ A data set's name is that of its file, of its section in params.yaml and of its 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from lab.common.files import InputError, one_line
 from lab.common.settings import Strict, class_named
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from torch import Tensor
 
@@ -58,6 +60,50 @@ class DataSet(Strict):
     def true_weights(self, folder: Path) -> list[float] | None:
         """The weights and, last, the bias that the data were drawn with, where they are known."""
         return None
+
+
+def require_valid(examples: Examples, task: "Task", folder: Path) -> None:
+    """Raise InputError for no examples, targets that are not of the task, NaN or infinity."""
+    features, targets = examples
+    if not len(targets) or len(features) != len(targets):
+        raise InputError(f"{folder}: expected examples, found {len(features)} and {len(targets)}")
+    if not features.isfinite().all() or not targets.isfinite().all():
+        raise InputError(f"{folder}: a number is missing, NaN or infinite")
+    if task.name == "classification" and not 0 <= targets.min() <= targets.max() < task.outputs:
+        raise InputError(f"{folder}: expected classes 0 … {task.outputs - 1} as targets")
+
+
+def held_out(n: int, validation: int, seed: int, folder: Path) -> "tuple[Tensor, Tensor]":
+    """The indices 0 … n-1 in random order: those to train on, and as many for validation.
+
+    Raises InputError where none is left to train on.
+    """
+    from exact import random
+
+    if validation >= n:
+        raise InputError(f"{folder}: expected more than {validation} examples, found {n}")
+    order = random.permutation(n, seed, "validation split")
+    return order[validation:], order[:validation]
+
+
+def read_numbers(path: Path) -> "pd.DataFrame":
+    """A CSV of numbers with a header, as float32. Raises InputError for any other file."""
+    import numpy as np
+    import pandas as pd
+
+    try:
+        with np.errstate(over="ignore"):  # infinite then, which is refused below
+            table = pd.read_csv(path, dtype="float32")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: expected a table of numbers: {one_line(error)}") from error
+    # Else a row is longer than the first.
+    if table.empty or not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{path}: expected at least one row, and all as long as the header")
+    if not np.isfinite(table.to_numpy()).all():
+        raise InputError(f"{path}: a number is missing, NaN or infinite")
+    return table
 
 
 def dataset_class(name: str) -> type[DataSet]:

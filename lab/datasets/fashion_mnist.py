@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from lab.common.files import InputError, read_tensors, write_tensors
-from lab.datasets import DataSet, Examples
+from lab.datasets import DataSet, Examples, held_out
 from lab.tasks import Classification
 
 if TYPE_CHECKING:
@@ -57,11 +57,8 @@ class FashionMNIST(DataSet):
         self, folder: Path, seed: int, device: "torch.device | str" = "cpu"
     ) -> tuple[Examples, Examples]:
         """Features (N, 1, 28, 28) and classes (N,); the seed decides which are for validation."""
-        from exact import random
-
         images, labels = read_images(folder / "train.safetensors")
-        order = random.permutation(len(labels), seed, "validation split")
-        parts = order[self.validation :], order[: self.validation]
+        parts = held_out(len(labels), self.validation, seed, folder)
         train, validation = (_examples(images[part], labels[part], device) for part in parts)
         return train, validation
 

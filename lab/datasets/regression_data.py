@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from lab.common.files import InputError, one_line, read_json, write_json, write_text
+from lab.common.files import InputError, read_json, write_json, write_text
 from lab.common.settings import Count, Value
-from lab.datasets import SPLITS, DataSet, Examples
+from lab.datasets import SPLITS, DataSet, Examples, read_numbers
 from lab.tasks import Regression
 
 if TYPE_CHECKING:
@@ -95,22 +95,11 @@ def write_table(path: Path, examples: Examples) -> None:
 
 def read_table(path: Path) -> Examples:
     """Read what `write_table` wrote. Raises InputError for anything else."""
-    import numpy as np
-    import pandas as pd
     import torch
 
-    try:
-        with np.errstate(over="ignore"):  # infinite then, which is refused below
-            table = pd.read_csv(path, dtype="float32")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected a table of numbers: {one_line(error)}") from error
-    expected = [f"x{i}" for i in range(1, len(table.columns))] + ["y"]
-    named = isinstance(table.index, pd.RangeIndex)  # else a row is longer than the first
-    if list(table.columns) != expected or len(expected) < 2 or table.empty or not named:
-        raise InputError(f"{path}: expected columns x1, x2, …, y and at least one row")
+    table = read_numbers(path)
+    names = [f"x{i}" for i in range(1, len(table.columns))] + ["y"]
+    if list(table.columns) != names or len(names) < 2:
+        raise InputError(f"{path}: expected columns x1, x2, …, y")
     values = torch.from_numpy(table.to_numpy(copy=True))
-    if not torch.isfinite(values).all():
-        raise InputError(f"{path}: a number is missing, NaN or infinite")
     return Examples(values[:, :-1].contiguous(), values[:, -1:].contiguous())

@@ -282,7 +282,7 @@ def test_nothing_fills_the_memory(
     assert (done.returncode, done.stdout) == (0, "out of memory\n" * 2), done.stderr[-1000:]
     *lines, last = done.stderr.splitlines()
     assert len(lines) == 4 and all(f"{TEST} {OTHER}" in line for line in lines)
-    assert last.endswith(f"{TEST} is larger than any archive that is expected")
+    assert last.endswith(f"{TEST}: expected at most 67,108,864 bytes")
     times(len(folders))
 
 

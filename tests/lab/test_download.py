@@ -75,8 +75,8 @@ def test_when_all_fail_the_message_names_each_source_and_its_reason(
     heading, _, reasons = str(error.value).partition(": ")
     assert heading == "no source delivers the archives"
     first, second, third, fourth = reasons.split("; ")
-    assert first.endswith(": images.gz: No such file or directory")
-    assert second.endswith("folder: labels.gz: No such file or directory")
+    assert first.endswith(": images.gz: cannot be read: No such file or directory")
+    assert second.endswith("folder: labels.gz: cannot be read: No such file or directory")
     assert f"{url}: labels.gz" in third and "Connection refused" in third
     assert fourth == "apt:some-package: no apt here"
 

@@ -23,7 +23,7 @@ def test_a_change_is_reported_with_its_effect(clone: Clone) -> None:
     clone.edit({"lr: 0.03": "lr: 0.04"})
     clone.run("dvc", "repro", "evaluate@linear_regression")
     printed = clone.run(*command)
-    assert "**Not committed:**" in printed and "comes from: `params.yaml`" in printed
+    assert "**Not committed:**" in printed and "these sources: `params.yaml`" in printed
 
     clone.commit("another learning rate")
     printed = clone.run(*command)

@@ -63,4 +63,4 @@ def test_a_commit_without_the_model_is_no_obstacle(
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     title, _, tested, differing, _ = describe(TEXT, committed)
     assert title.endswith(f"of commit `{repository.head()[:7]}`")
-    assert "committed there" not in tested and differing.endswith(" none")
+    assert "committed there" not in tested and differing.endswith("the commit has no such model")

@@ -162,12 +162,12 @@ def test_figures_of_a_classification_show_its_history_and_tables(draw: Draw) -> 
 
     axes = drawn["confusion.png"].axes[0]
     assert [text.get_text() for text in axes.texts] == [str(n) for n in range(100)]
-    assert axes.get_title().endswith(": 495 of 4,950 test examples right (10.00%)")
+    assert axes.get_title().endswith(": 495 of 4,950 test examples correct (10.00%)")
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASSES)
     assert np.allclose(pixels(axes), COUNTS / COUNTS.sum(1, keepdims=True))
 
     # The most confident mistakes, beside their images; of 20 examples two are right.
     first, *_, last = shown = titles(drawn["mistakes.png"])
-    assert len(shown) == 18 and "taken for" in last and "0.010" in last
-    assert first == "no. 19: Ankle boot\ntaken for T-shirt/top\nwith p = 0.190"
+    assert len(shown) == 18 and "predicted: " in last and "0.010" in last
+    assert first == "no. 19: Ankle boot\npredicted: T-shirt/top\nwith p = 0.190"
     assert (pixels(drawn["mistakes.png"].axes[0]) == 19 / 256).all()
