@@ -1,5 +1,6 @@
 """Models follow from their seed, are stored whole, and are read back only if they are whole."""
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 import exact
 from lab import networks
 from lab.common import files
+from lab.models import Architecture
 from tests.lab.trainings import build
 
 
@@ -19,6 +21,27 @@ def test_initial_weights_follow_from_the_seed_and_leave_torchs_generator_alone()
     first, again, other = (next(build(seed=i).network.parameters()) for i in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+class Images(Architecture):
+    """A convolution, which takes images."""
+
+    def build(self, inputs: tuple[int, ...], outputs: int) -> nn.Module:
+        channels, _, _ = inputs
+        return nn.Sequential(nn.Conv2d(channels, outputs, 3), nn.Flatten())
+
+
+def test_an_architecture_that_does_not_fit_the_examples_is_refused() -> None:
+    fitting = networks.build("images", Images(), torch.zeros(2, 1, 3, 3), 4, 1)  # the control
+    assert fitting.shape.outputs == 4
+    for shape, reason in (
+        ((2, 5), "not enough values to unpack"),
+        ((2, 1, 2, 2), "Kernel size can't be greater than"),
+        ((2, 1, 4, 3), "it returns (1, 8) for one example, not (1, 4)"),
+    ):
+        message = f"images does not fit examples of shape {shape[1:]}: "
+        with pytest.raises(files.InputError, match=re.escape(message) + ".*" + re.escape(reason)):
+            networks.build("images", Images(), torch.zeros(shape), 4, 1)
 
 
 def test_layers_are_the_modules_with_parameters_of_their_own() -> None:

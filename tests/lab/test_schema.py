@@ -1,9 +1,12 @@
 """The sections of params.yaml follow from the models, data sets and optimisers that it names."""
 
+import pytest
+
 from lab import params, schema
+from lab.common.files import InputError
 from lab.datasets import fashion_mnist, regression_data
 from lab.models import linear, mlp
-from tests.lab.test_params import replaced
+from tests.lab.test_params import GOOD, replaced
 
 ENTRY = (
     "  small:\n    title: Small\n    kind: mlp\n    data: regression_data\n    task: regression\n"
@@ -56,6 +59,18 @@ def test_a_name_alone_is_a_section_with_the_defaults() -> None:
             ]
             short, long = (params.parse(text).flat("linear_regression") for text in texts)
             assert short == long and short[key] == name
+
+
+def test_a_kind_has_no_parameter_of_a_name_that_all_models_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("lr", "seed", "epochs", "schedule", "model_dump"):
+        fields = {**mlp.MLP.model_fields, name: linear.Linear.model_fields}
+        monkeypatch.setattr(mlp.MLP, "__pydantic_fields__", fields)
+        with pytest.raises(InputError, match=rf"^lab/models/mlp.py: {name} is a name of all mod"):
+            params.parse(GOOD)
+        monkeypatch.undo()
+    params.parse(GOOD)  # the control
 
 
 def test_folders_have_the_names_of_data_sets_and_models() -> None:

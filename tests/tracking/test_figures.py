@@ -1,5 +1,6 @@
 """Figures show what the tables say: their titles, labels and pixels are read back."""
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def titles(figure: Figure) -> list[str]:
 
 def heights(line: Any) -> list[float]:
     return list(line.get_ydata())
+
+
+def test_dollar_signs_are_no_mathematics() -> None:
+    figure = figures.curves(HISTORY, figures._literal("$10 to ${x}$"))
+    figure.savefig(io.BytesIO())
+    with pytest.raises(ValueError, match="x"):  # the control
+        figures.curves(HISTORY, "$10 to ${x}$ \\lr$ $\\x$").savefig(io.BytesIO())
 
 
 @pytest.mark.parametrize("units", [1, 63, 100])

@@ -1,9 +1,11 @@
 """A class is chosen by the name of the file that defines it."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from lab.common.files import InputError
 from lab.common.settings import class_named, names_in
 from lab.models import Architecture
 
@@ -28,3 +30,13 @@ def test_a_new_file_is_a_new_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("mlp", "__init__", "../cnn", ""):
         with pytest.raises(ValueError, match=r"^cnn$"):
             class_named(package.name, name, Architecture)
+    for text, reason in (
+        ("import none_such", "cannot be imported: ModuleNotFoundError"),
+        ("class A(", "cannot be imported: SyntaxError"),
+        ("from lab.models import Architecture", "expected one class of Architecture, found 0"),
+        (MODULE + "class Other(Linear): ...", "expected one class of Architecture, found 2"),
+    ):
+        (package / "bad.py").write_text(text)
+        with pytest.raises(InputError, match=f"^architectures_of_a_test/bad.py: {reason}"):
+            class_named(package.name, "bad", Architecture)
+        sys.modules.pop(f"{package.name}.bad", None)
