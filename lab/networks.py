@@ -3,7 +3,9 @@
 A model's file is complete: it holds kind, settings and shape beside the weights.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -57,6 +59,22 @@ class Model(NamedTuple):
             return torch.cat([self.network(batch) for batch in features.split(BATCH)])
 
 
+@contextlib.contextmanager
+def exactly(seed: int | None = None, advice: str = "") -> Iterator[None]:
+    """Compute exactly within the block; PyTorch's random operations follow from the seed.
+
+    Raises InputError, with the advice, where an operation has no exact implementation, and where
+    the machine cannot compute exactly.
+    """
+    try:
+        with exact.mode(seed=seed):
+            yield
+    except exact.NotExactError as error:
+        raise InputError(f"exact arithmetic: {error}{advice}") from error
+    except exact.MachineError as error:
+        raise InputError(f"exact arithmetic: {error}") from error
+
+
 def build(
     kind: str, architecture: Architecture, features: Tensor, outputs: int, seed: int
 ) -> Model:
@@ -66,7 +84,7 @@ def build(
     """
     inputs = tuple(features.shape[1:])
     try:
-        with exact.mode(seed=seed):
+        with exactly(seed):
             network = architecture.build(inputs, outputs)
         with torch.no_grad():
             found = network.eval()(features[:1].cpu()).shape

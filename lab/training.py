@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-import exact
 from exact import random
 from lab.common.files import InputError
 from lab.datasets import Examples
-from lab.networks import Model, layers
+from lab.networks import Model, exactly, layers
 from lab.optimizers import Training
 from lab.schema import Arithmetic
 from lab.tasks import Task, correct
@@ -50,13 +49,8 @@ def arithmetic(kind: Arithmetic, seed: int | None = None) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(before)
         return
-    try:
-        with exact.mode(seed=seed):
-            yield
-    except exact.NotExactError as error:
-        raise InputError(f"exact arithmetic: {error}; or train with arithmetic=native") from error
-    except exact.MachineError as error:
-        raise InputError(f"exact arithmetic: {error}") from error
+    with exactly(seed, advice="; or train with arithmetic=native"):
+        yield
 
 
 def device() -> torch.device:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # Read when torch is loaded. By default a thread that waits for another spins for milliseconds. On a
 # busy machine it takes the time that the other one needs, and a step lasts a hundred times as long.
-# To spin for microseconds, where OpenMP is GNU's, costs less than not at all on a quiet machine.
+# With GNU's OpenMP, spinning for microseconds is faster on a quiet machine than not spinning.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

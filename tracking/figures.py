@@ -55,8 +55,8 @@ def draw(
             figures["mistakes.png"] = drawn("predictions", mistakes, images)
     weights = first_weights(model)
     if weights is not None:
-        alone = len(layers(model.network)) == 1  # else ten hidden units are no classes
-        names = task.classes if alone and isinstance(task, Classification) else ()
+        single = len(layers(model.network)) == 1  # else the units of the first layer are no classes
+        names = task.classes if single and isinstance(task, Classification) else ()
         figures["weights.png"] = units(weights, names, title)
     state = model.network.state_dict()
     return figures | model.architecture.figures(state, title)

@@ -74,9 +74,9 @@ def require_valid(examples: Examples, task: "Task", folder: Path) -> None:
 
 
 def held_out(n: int, validation: int, seed: int, folder: Path) -> "tuple[Tensor, Tensor]":
-    """The indices 0 … n-1 in random order: those to train on, and as many for validation.
+    """Split the indices 0 … n-1 at random: those to train on, and `validation` of them.
 
-    Raises InputError where none is left to train on.
+    Raises InputError where no index is left to train on.
     """
     from exact import random
 
