@@ -36,7 +36,7 @@ repro: setup  ## run the pipeline: data, training, evaluation, MLflow runs
 repair: setup  ## remove outputs and cached objects that a disk or a kill has damaged
 	@python -m tools.repair --damaged
 
-TESTS ?= tests
+TESTS ?= exact tests
 test: setup  ## test everything on real parts, in minutes; TESTS=… names a part
 	@pytest $(PARALLEL) $(TESTS)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.emulated                    # all of them
     python -m benchmarks.emulated --only arm64       # one of them
 
-The claim: tools/probe.py ends with one hash on each. Native arithmetic runs beside
+The claim: exact/probe.py ends with one hash on each. Native arithmetic runs beside
 it as the control. Exits with 1 where exact arithmetic differs.
 
 Needs Linux on x86-64 and, for the emulated processors, Debian or one of its kin; no root.
@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from exact.probe import FROZEN
 from lab.common.commands import output
 from lab.common.files import InputError
-from tools.probe import FROZEN
 from tracking.repository import ROOT
 
 PYTHON = Path(sys.executable).resolve()  # the interpreter behind the virtual environment

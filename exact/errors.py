@@ -4,8 +4,8 @@ __all__ = ["MachineError", "NotExactError"]
 
 
 class NotExactError(RuntimeError):
-    """An operation has no exact form; the message names it and says what to do."""
+    """An operation has no exact implementation; the message names it and says what to do."""
 
 
 class MachineError(RuntimeError):
-    """This machine, or how it is set up, cannot compute exactly; the message says why."""
+    """This machine, or its configuration, cannot compute exactly; the message says why."""

@@ -1,4 +1,4 @@
-"""exp, log and their kin as fixed sequences of IEEE operations, the same bits everywhere.
+"""exp, log and others as fixed sequences of IEEE operations, the same bits everywhere.
 
 Every product and every sum is a call of its own, so that none can be fused. Computed
 in float64; rounded to float32 the results are within one unit in the last place.

@@ -1,20 +1,15 @@
-"""Whether this machine keeps the rules that exactness rests on."""
+"""Checks that this machine keeps the rules that exactness rests on."""
 
 import functools
-import os
 import sys
 
 import torch
 from torch import Tensor
 
 from exact.errors import MachineError
-from exact.grid import product_bits
+from exact.products import product_bits
 
 __all__ = ["check"]
-
-
-# cuBLAS can emulate float64 by numbers of fewer bits, and reads this when CUDA starts.
-os.environ.setdefault("CUBLAS_EMULATE_DOUBLE_PRECISION", "0")
 
 
 def check(device: str = "cpu") -> None:

@@ -28,13 +28,14 @@ _STEPPING = _Stepping()
 
 
 class Base(float):
-    """A number, and its differences and powers, whose `**` is the same on every machine."""
+    """A float whose `**` is repeated multiplication."""
 
     def __pow__(self, exponent: float, modulus: None = None) -> "Base":
-        """By multiplication, or by sqrt, which IEEE 754 defines."""
+        """The power by repeated squaring, or by sqrt, which IEEE 754 defines."""
         if isinstance(exponent, Tensor):
             raise NotExactError(
-                "an optimiser that counts steps in a tensor, as capturable, has no exact form"
+                "an optimiser that counts steps in a tensor (capturable=True) has no exact"
+                " implementation"
             )
         if exponent == 0.5:
             return Base(math.sqrt(self))
@@ -52,7 +53,7 @@ def before_step(optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
     kind = type(optimizer)
     if kind.__module__.startswith("torch.optim") and not isinstance(optimizer, _KNOWN):
         known = ", ".join(known.__name__ for known in _KNOWN)
-        raise NotExactError(f"{kind.__name__} has no exact form: {known} have")
+        raise NotExactError(f"{kind.__name__} has no exact implementation: {known} have")
     _STEPPING.optimizers.add(optimizer)
     _set_betas(optimizer, Base)
 

@@ -1,6 +1,6 @@
-"""Random draws that are the same bits on every machine, from pure functions.
+"""Random numbers that are the same bits on every machine, from pure functions.
 
-Each draw is a function of its shape and a key `(seed, purpose, *counters)`:
+They are a function of their shape and a key `(seed, purpose, *counters)`:
 `permutation(n, seed, "shuffle", epoch)` is one fixed permutation, whatever was
 drawn before it. There is no generator and so no state to lose, share or restore.
 
@@ -18,10 +18,7 @@ from torch import Tensor
 
 from exact.functions import log, polynomial, sqrt
 
-__all__ = [
-    "bernoulli", "integers", "kaiming_normal", "kaiming_uniform", "normal", "permutation",
-    "uniform", "xavier_normal", "xavier_uniform",
-]  # fmt: skip
+__all__ = ["bernoulli", "integers", "normal", "permutation", "uniform"]
 
 _MASK = 0xFFFFFFFF
 
@@ -58,50 +55,6 @@ def integers(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) ->
 def bernoulli(p: float, shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:
     """True with probability p, to 2^-32, else False."""
     return (_words(math.prod(shape), seed, purpose, *counters) < round(p * 2**32)).view(shape)
-
-
-def kaiming_normal(
-    shape: tuple[int, ...], seed: int, purpose: str, *counters: int, gain: float = math.sqrt(2)
-) -> Tensor:
-    """Weights (outputs, inputs, …) with deviation gain / sqrt(inputs), float64 (He et al. 2015)."""
-    return normal(shape, seed, purpose, *counters).mul_(gain / math.sqrt(_fans(shape)[0]))
-
-
-def kaiming_uniform(
-    shape: tuple[int, ...], seed: int, purpose: str, *counters: int, gain: float = math.sqrt(2)
-) -> Tensor:
-    """The same deviation, uniformly distributed about 0."""
-    return _about_0(gain / math.sqrt(_fans(shape)[0]), shape, seed, purpose, *counters)
-
-
-def xavier_normal(
-    shape: tuple[int, ...], seed: int, purpose: str, *counters: int, gain: float = 1
-) -> Tensor:
-    """Weights (outputs, inputs, …) with deviation gain · sqrt(2 / (inputs + outputs)), float64.
-
-    Glorot and Bengio 2010.
-    """
-    return normal(shape, seed, purpose, *counters).mul_(gain * math.sqrt(2 / sum(_fans(shape))))
-
-
-def xavier_uniform(
-    shape: tuple[int, ...], seed: int, purpose: str, *counters: int, gain: float = 1
-) -> Tensor:
-    """The same deviation, uniformly distributed about 0."""
-    return _about_0(gain * math.sqrt(2 / sum(_fans(shape))), shape, seed, purpose, *counters)
-
-
-def _about_0(
-    deviation: float, shape: tuple[int, ...], seed: int, purpose: str, *counters: int
-) -> Tensor:
-    draw = uniform(shape, seed, purpose, *counters).mul_(2).sub_(1)
-    return draw.mul_(math.sqrt(3) * deviation)
-
-
-def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many inputs each output has, and outputs each input."""
-    field = math.prod(shape[2:])
-    return shape[1] * field, shape[0] * field
 
 
 def _words(n: int, seed: int, purpose: str, *counters: int) -> Tensor:

@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from ruamel.yaml import YAML
-from torch import nn
-from torch.nn import functional as F
 
 from benchmarks import emulated, environments, seeds
-from exact import grid
+from exact.probe import FROZEN
 from lab import checkpoints, params, training
 from lab.common import lockfile
 from tools import results
-from tools.probe import FROZEN
 from tracking.repository import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,15 +134,6 @@ def test_the_environments_computed_what_dvc_lock_says() -> None:
     assert len(native) != 1 and expected not in native
 
 
-def test_the_bits_of_a_product_are_those_of_the_grid() -> None:
-    lines = block("docs/exactness.md", "bits").splitlines()
-    terms, bits = (lines[i].strip("| ").split(" | ")[1:] for i in (0, 2))
-    sizes = [int(re.sub(r"\D", "", cell)) for cell in terms]
-    assert bits == ["{} and {}".format(*grid.product_bits(n)) for n in sizes]
-    n = sizes[0]  # "or fewer": the last with as many bits
-    assert grid.product_bits(n) == grid.product_bits(2) != grid.product_bits(n + 1)
-
-
 @pytest.mark.parametrize(
     ("page", "phrase", "value", "expected"),
     [
@@ -217,13 +204,6 @@ def test_the_example_of_the_readme_has_six_lines_and_prints_what_it_says() -> No
     native = source.replace("exact.mode(seed=1)", "torch.random.fork_rng()")
     assert run(native)[0] != printed
     assert all(weights.grad is not None for weights in names["model"].parameters())
-
-
-def test_the_example_of_the_page_on_exactness_runs() -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", TEXTS["docs/exactness.md"], flags=re.DOTALL)
-    x, y = torch.ones(3, 784), torch.tensor([1, 2, 3])
-    _, names = run(source, torch=torch, nn=nn, F=F, x=x, y=y)
-    assert all(torch.isfinite(weights).all() for weights in names["model"].parameters())
 
 
 # What the pages name

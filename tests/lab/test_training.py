@@ -51,7 +51,7 @@ def test_random_numbers_follow_from_the_seed_and_settings_are_restored(
 def test_an_operation_without_an_exact_form_is_an_input_error() -> None:
     with training.arithmetic("native"):
         torch.linalg.svd(torch.eye(2))  # the control
-    refused = pytest.raises(InputError, match=r"exact arithmetic: aten.* has no exact form")
+    refused = pytest.raises(InputError, match=r"exact arithmetic: aten.* has no exact")
     with refused, training.arithmetic("exact"):
         torch.linalg.svd(torch.eye(2))
 

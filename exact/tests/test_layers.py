@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exact
-from tests.exact.oracle import bits, relaid, true_gradients, value_and_gradients
+from exact.tests.oracle import bits, relaid, true_gradients, value_and_gradients
 
 G = torch.Generator().manual_seed(0)
 

@@ -44,3 +44,10 @@ def relaid(x: Tensor) -> Iterator[Tensor]:
 def bits(tensors: Sequence[Tensor]) -> list[bytes]:
     """The very bits, where -0 is not 0 and NaN is itself."""
     return [x.contiguous().numpy().tobytes() for x in tensors]
+
+
+def numbers(shape: tuple[int, ...], spread: int, seed: int = 0) -> Tensor:
+    """Float32 numbers of both signs whose sizes differ by up to 2^spread."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(-spread, 1, shape, generator=generator).double()
+    return (torch.randn(shape, generator=generator).double() * 2.0**sizes).float()

@@ -5,18 +5,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import exact
-from tools.probe import FROZEN, digest
-from tracking.repository import ROOT
+from exact.probe import FROZEN, digest
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(7, 5, generator=G)
@@ -79,7 +77,7 @@ def test_nor_does_a_transformer_with_trained_biases() -> None:
         (lambda: X.to(torch.float8_e4m3fn), "float8"),
     ],
 )
-def test_what_has_no_exact_form_is_refused_by_name(
+def test_what_has_no_exact_implementation_is_refused_by_name(
     operation: Callable[[], Tensor], name: str
 ) -> None:
     operation()  # the control
@@ -247,75 +245,6 @@ def test_wrong_types_and_shapes_are_errors_as_natively(name: str) -> None:
         WRONG[name]()
 
 
-LARGE = torch.rand(1999, 2000, generator=G)
-OVERLAPS: dict[str, Callable[[Tensor], object]] = {
-    "copy_": lambda x: x[:, :1999].copy_(x[:, :1999].t()),
-    "add_": lambda x: x[:, 1:].add_(x[:, :-1]),
-    "mul to out": lambda x: torch.mul(x[:, :-1], 0.5, out=x[:, 1:]),
-}
-
-
-@pytest.mark.parametrize("name", OVERLAPS)
-def test_what_overlaps_with_what_is_written_is_read_before(name: str) -> None:
-    x, y = LARGE.clone(), LARGE.clone()
-    with exact.mode():
-        OVERLAPS[name](x)
-    OVERLAPS[name](y)
-    separate = {
-        "copy_": lambda: (LARGE[:, :1999].t(), LARGE[:, 1999:]),
-        "add_": lambda: (LARGE[:, :1], LARGE[:, 1:] + LARGE[:, :-1]),
-        "mul to out": lambda: (LARGE[:, :1], LARGE[:, :-1] * 0.5),
-    }
-    expected = torch.cat(separate[name](), 1)
-    assert torch.equal(x, expected)
-    assert not torch.equal(y, expected)  # the control
-
-
-def test_also_where_the_two_do_not_know_of_each_other() -> None:
-    numbers = LARGE.flatten().numpy().copy()
-    expected = LARGE.flatten()[1:] + LARGE.flatten()[:-1]
-    x, y = torch.from_numpy(numbers[1:]), torch.from_numpy(numbers[:-1])
-    with exact.mode():
-        x.add_(y)
-    assert torch.equal(x, expected)
-
-
-def test_a_list_with_a_place_twice_is_not_written_to() -> None:
-    x = torch.ones(6)
-    with exact.mode():
-        torch._foreach_mul_([x[:3], x[3:], x[:0]], 2.0)  # the control
-        for common in ([x[2:], x[:3]], [x[::2], x[4:]]):
-            with pytest.raises(exact.NotExactError, match="share their memory"):
-                torch._foreach_mul_(common, 2.0)
-    assert (x == 2).all()
-
-
-@pytest.mark.parametrize(
-    "folded",
-    [
-        lambda: torch.zeros(3).expand(4, 3),
-        lambda: torch.zeros(9).unfold(0, 3, 1),
-        lambda: torch.zeros(9).as_strided((3, 3), (2, 1)),
-    ],
-)
-def test_a_place_that_is_several_is_not_written_to(folded: Callable[[], Tensor]) -> None:
-    with exact.mode():
-        folded().squeeze_().t_()  # the controls: these move no number
-        for apart in (torch.zeros(3, 4).t(), torch.zeros(9)[::2], torch.zeros(2, 3, 4)[:, 1]):
-            apart.mul_(2)
-        with pytest.raises(exact.NotExactError, match=r"aten\.mul_.* one in memory"):
-            folded().mul_(2)
-
-
-def test_a_tensor_that_is_set_to_another_shares_its_memory() -> None:
-    x = torch.zeros(6)
-    part = x[:3]
-    with exact.mode():
-        x.set_(part)  # type: ignore[call-overload]
-        x.fill_(1)
-    assert (part == 1).all()
-
-
 class Subclass(Tensor):
     """A tensor around another."""
 
@@ -341,40 +270,11 @@ def test_a_tensor_that_computes_by_itself_is_refused() -> None:
         x + 1
 
 
-def test_compiled_code_runs_uncompiled_and_the_forms_are_left_alone() -> None:
-    compiled: list[object] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        compiled.append(graph)
-        return graph
-
-    function = torch.compile(lambda x: torch.tanh(x) @ x, backend=backend)
-    with exact.mode():
-        assert torch.equal(function(W), torch.tanh(W) @ W)
-        assert not compiled
-    function(W)
-    assert compiled  # the control
-
-
 def test_a_model_is_exported_outside_of_the_block_alone() -> None:
     model = nn.Linear(5, 3)
     torch.export.export(model, (X,))  # the control
     with exact.mode(), pytest.raises(exact.NotExactError, match="FakeTensor"):
         torch.export.export(model, (X,))
-
-
-def test_attention_stays_plain_until_the_last_thread_has_left() -> None:
-    def plain() -> bool:
-        return not torch.backends.cuda.flash_sdp_enabled()
-
-    with ThreadPoolExecutor(1) as pool:
-        first, second = exact.mode(), exact.mode()
-        first.__enter__()
-        pool.submit(second.__enter__).result()
-        first.__exit__(None, None, None)
-        assert plain()
-        pool.submit(second.__exit__, None, None, None).result()
-    assert not plain()
 
 
 def test_a_block_within_a_block_computes_the_same_with_draws_of_its_own() -> None:
@@ -421,41 +321,6 @@ def test_a_block_that_changed_the_machine_is_refused() -> None:
             torch.set_flush_denormal(True)
     finally:
         torch.set_flush_denormal(False)
-
-
-def test_threads_that_are_started_in_a_block_are_in_it() -> None:
-    def computed_by(pool: ThreadPoolExecutor) -> Tensor:
-        return pool.submit(lambda: W @ W).result()
-
-    with ThreadPoolExecutor(1) as pool:
-        native = computed_by(pool)
-        with exact.mode():
-            exactly = W @ W
-            assert torch.equal(computed_by(pool), native)  # the control: an older thread
-    with exact.mode(seed=1), ThreadPoolExecutor(1) as pool:
-        assert torch.equal(computed_by(pool), exactly)
-        with pytest.raises(exact.NotExactError, match=r"aten\.cumsum"):
-            pool.submit(lambda: W.cumsum(0)).result()
-        # Whose turn it is to draw would be a matter of time.
-        with pytest.raises(exact.NotExactError, match="seed"):
-            pool.submit(torch.rand, 3).result()
-    assert not torch.equal(exactly, native)
-    with ThreadPoolExecutor(1) as pool:
-        assert torch.equal(computed_by(pool), native)
-
-
-def test_an_optimiser_in_a_thread_outside_the_block_is_left_alone() -> None:
-    def step() -> None:
-        parameter = nn.Parameter(torch.ones(3))
-        parameter.grad = torch.ones(3)
-        optim.Adamax([parameter]).step()
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(step).result()
-        with exact.mode():
-            pool.submit(step).result()
-            with pytest.raises(exact.NotExactError, match="Adamax"):  # the control
-                step()
 
 
 torch.save(X, SAVED := io.BytesIO())
@@ -520,11 +385,9 @@ def test_training_gives_the_same_bits_in_other_environments_and_natively_it_does
     run_all: bool,
 ) -> None:
     def digests(arithmetic: str) -> set[str]:
-        command = [sys.executable, "-m", "tools.probe", arithmetic]
+        command = [sys.executable, "-m", "exact.probe", arithmetic]
         return {
-            subprocess.check_output(command, cwd=ROOT, env=os.environ | environment)
-            .split()[0]
-            .decode()
+            subprocess.check_output(command, env=os.environ | environment).split()[0].decode()
             for environment in (ENVIRONMENTS if run_all else ENVIRONMENTS[:2])
         }
 

@@ -1,7 +1,5 @@
 """Sums and products are the true ones of the rounded numbers, in any order of summation."""
 
-import copy
-import io
 from fractions import Fraction
 
 import pytest
@@ -11,14 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import exact
-from exact import grid
-
-
-def numbers(shape: tuple[int, ...], spread: int, seed: int = 0) -> Tensor:
-    """Float32 numbers of both signs whose sizes differ by up to 2^spread."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(-spread, 1, shape, generator=generator).double()
-    return (torch.randn(shape, generator=generator).double() * 2.0**sizes).float()
+from exact import grid, products
+from exact.tests.oracle import numbers
 
 
 def rounded(row: list[float], bits: int) -> list[Fraction]:
@@ -47,13 +39,13 @@ def test_a_product_is_that_of_rational_numbers(
     n: int, k: int, m: int, spread: int, seed: int
 ) -> None:
     a, b = numbers((n, k), spread, seed), numbers((k, m), spread, seed + 1)
-    a_bits, b_bits = grid.product_bits(k)
+    a_bits, b_bits = products.product_bits(k)
     rows = [rounded(row, a_bits) for row in a.tolist()]
     columns = [rounded(column, b_bits) for column in b.t().tolist()]
     expected = [
         [float(sum(map(Fraction.__mul__, r, c), Fraction(0))) for c in columns] for r in rows
     ]
-    assert grid.matmul(a, b).tolist() == expected
+    assert products.matmul(a, b).tolist() == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,37 +58,37 @@ def test_a_sum_is_that_of_rational_numbers(n: int, spread: int, seed: int) -> No
     x = numbers((n,), spread, seed)
     # Of one or two numbers the sum has but one order, and none of them is rounded.
     terms = rounded(x.tolist(), 53 - (n - 1).bit_length()) if n > 2 else map(Fraction, x.tolist())
-    assert grid.total(x, [0]).item() == float(sum(terms, Fraction(0)))
+    assert grid.sum(x, [0]).item() == float(sum(terms, Fraction(0)))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 784, 65_536])
 def test_the_order_of_summation_does_not_matter_and_in_float32_it_does(k: int) -> None:
     a, b = numbers((8, k), 8), numbers((k, 8), 8, 1)
     order = torch.randperm(k, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(grid.matmul(a, b), grid.matmul(a[:, order], b[order]))
-    assert torch.equal(grid.total(a, [1]), grid.total(a[:, order], [1]))
+    assert torch.equal(products.matmul(a, b), products.matmul(a[:, order], b[order]))
+    assert torch.equal(grid.sum(a, [1]), grid.sum(a[:, order], [1]))
     if k >= 784:
         assert not torch.equal(a @ b, a[:, order] @ b[order])  # the control
 
 
 def test_a_row_does_not_depend_on_the_batch_and_in_float32_it_does() -> None:
     a, b = numbers((300, 784), 3), numbers((784, 10), 3, 1)
-    alone = torch.cat([grid.matmul(row, b) for row in a.split(1)])
-    assert torch.equal(grid.matmul(a, b), alone)
+    alone = torch.cat([products.matmul(row, b) for row in a.split(1)])
+    assert torch.equal(products.matmul(a, b), alone)
     assert not torch.equal(a @ b, torch.cat([row @ b for row in a.split(1)]))  # the control
 
 
 def test_products_are_as_good_as_float32s() -> None:
     a, b = numbers((64, 784), 2), numbers((784, 64), 2, 1)
     true = a.double() @ b.double()
-    error = (grid.matmul(a, b) - true).abs().max() / true.abs().max()
+    error = (products.matmul(a, b) - true).abs().max() / true.abs().max()
     assert error < 2e-6
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "expanded", "batched"])
 def test_layouts_do_not_matter(layout: str) -> None:
     a, b = numbers((6, 20), 3), numbers((20, 4), 3, 1)
-    expected = grid.matmul(a, b)
+    expected = products.matmul(a, b)
     match layout:
         case "transposed":
             a, b = a.t().contiguous().t(), b.t().contiguous().t()
@@ -108,107 +100,29 @@ def test_layouts_do_not_matter(layout: str) -> None:
         case "batched":
             a, expected = a.expand(3, 6, 20), expected.expand(3, 6, 4)
             b = b.expand(3, 20, 4)
-    assert torch.equal(grid.matmul(a, b), expected)
+    assert torch.equal(products.matmul(a, b), expected)
 
 
 @pytest.mark.parametrize(("n", "k", "m"), [(0, 3, 2), (3, 0, 2), (3, 2, 0), (0, 0, 0), (1, 1, 1)])
 def test_empty_and_tiny_shapes(n: int, k: int, m: int) -> None:
     a, b = torch.ones(n, k), torch.ones(k, m)
-    assert torch.equal(grid.matmul(a, b), (a @ b).double())
-    assert torch.equal(grid.total(a, [0]), a.double().sum(0))
+    assert torch.equal(products.matmul(a, b), (a @ b).double())
+    assert torch.equal(grid.sum(a, [0]), a.double().sum(0))
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_what_is_not_finite_stays_so_in_its_row(bad: float) -> None:
     a, b = torch.ones(3, 4), torch.ones(4, 2)
     a[1, 2] = bad
-    result = grid.matmul(a, b)
+    result = products.matmul(a, b)
     assert not result[1].isfinite().any() and result[[0, 2]].isfinite().all()
-    assert not grid.total(a, [0, 1]).isfinite()
+    assert not grid.sum(a, [0, 1]).isfinite()
 
 
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 3e38])
 def test_extreme_sizes(size: float) -> None:
     x = torch.full((5,), size)
-    assert grid.total(x, [0]).item() == 5 * float(x[0])
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    n=st.integers(1, 40),
-    k=st.integers(1, 200),
-    m=st.integers(1, 40),
-    spread=st.sampled_from([0, 30, 100]),
-    seed=st.integers(0, 99),
-)
-def test_a_product_with_bytes_is_that_of_their_numbers(
-    n: int, k: int, m: int, spread: int, seed: int
-) -> None:
-    """With integer instructions where the CPU has them, as without."""
-    generator = torch.Generator().manual_seed(seed)
-    marked = grid.from_bytes(torch.randint(0, 256, (k, m), generator=generator).to(torch.uint8))
-    a = numbers((n, k), spread, seed)
-    a[0, 0] = [0.0, float("nan"), float("inf"), 1e-45, 3e38][seed % 5]
-    plain = marked.clone()
-    assert grid._bytes(marked) is not None and grid._bytes(plain) is None
-    torch.testing.assert_close(
-        grid.matmul(a, marked), grid.matmul(a, plain), rtol=0, atol=0, equal_nan=True
-    )
-    turned = grid.move_bytes(marked, Tensor.t)
-    torch.testing.assert_close(
-        grid.matmul(turned, a.t()), grid.matmul(plain.t(), a.t()), rtol=0, atol=0, equal_nan=True
-    )
-
-
-def test_products_with_bytes_are_the_same_in_parts() -> None:
-    a = numbers((grid._ROWS + 3, 20), 30)
-    generator = torch.Generator().manual_seed(1)
-    marked = grid.from_bytes(torch.randint(0, 256, (20, 7), generator=generator).to(torch.uint8))
-    plain, turned = marked.clone(), grid.move_bytes(marked, Tensor.t)
-    assert torch.equal(grid.matmul(a, marked), grid.matmul(a, plain))
-    assert torch.equal(grid.matmul(turned, a.t()), grid.matmul(plain.t(), a.t()))
-
-
-@pytest.mark.parametrize("k", [784, 1015, 1024, 4096, 65_536])
-@pytest.mark.parametrize("byte", [0, 255])
-@pytest.mark.parametrize("number", [-1.0, -2 + 2.0**-23])  # which rounds to -2
-def test_the_largest_integers_neither_saturate_nor_overflow(
-    k: int, byte: int, number: float
-) -> None:
-    marked = grid.from_bytes(torch.full((k, 4), byte).to(torch.uint8))
-    turned = grid.move_bytes(marked, Tensor.t)
-    a, expected = torch.full((4, k), number), round(number) * k * byte / 256
-    assert (grid.matmul(a, marked) == expected).all()
-    assert (grid.matmul(turned, a.t()) == expected).all()
-
-
-def test_a_changed_tensor_is_no_longer_taken_for_its_bytes() -> None:
-    marked = grid.from_bytes(torch.full((3, 2), 255).to(torch.uint8))
-    view = marked[1:]
-    assert grid._bytes(marked) is not None
-    view.add_(1 / 3)
-    assert grid._bytes(marked) is None
-    assert grid.matmul(torch.ones(1, 3), marked)[0, 0] > 3
-
-
-def test_a_mark_lives_with_its_tensor_alone() -> None:
-    weights = numbers((4, 3), 3)
-    marked = exact.from_bytes(torch.arange(20).view(5, 4).to(torch.uint8))
-    torch.save(marked, saved := io.BytesIO())
-    saved.seek(0)
-    with exact.mode():
-        expected = (marked.clone() * 3) @ weights
-    assert grid._bytes(marked) is not None and grid._bytes(marked.t()) is not None
-    for copied in (copy.deepcopy(marked), torch.load(saved)):
-        assert grid._bytes(copied) is None
-        with exact.mode():
-            assert torch.equal(copied.mul_(3) @ weights, expected)
-    with exact.mode():
-        turned = marked.t()
-        assert turned.data_ptr() == marked.data_ptr()
-        torch._foreach_mul_([turned], 3.0)  # which below autograd counts no version by itself
-        assert grid._bytes(marked) is None and grid._bytes(turned) is None
-        assert torch.equal(marked @ weights, expected)
+    assert grid.sum(x, [0]).item() == 5 * float(x[0])
 
 
 @pytest.mark.parametrize("exponents", [(-537, -538), (500, 500), (1000, -900), (-1010, 60)])
@@ -222,13 +136,13 @@ def test_float64_products_do_not_depend_on_their_order_at_any_scale(
     a, b = torch.randint(-7, 8, (2, 30, 300), generator=generator).double()
     expected, order = scaled(a @ b.t(), sum(exponents)), torch.randperm(300, generator=generator)
     a, b = scaled(a, exponents[0]), scaled(b, exponents[1])
-    assert torch.equal(grid.matmul(a, b.t()), expected)
-    assert torch.equal(grid.matmul(a[:, order], b[:, order].t()), expected)
+    assert torch.equal(products.matmul(a, b.t()), expected)
+    assert torch.equal(products.matmul(a[:, order], b[:, order].t()), expected)
 
 
 def test_a_huge_number_of_bits_is_not_asked_for() -> None:
     for k in (1, 2, 3, 784, 65_536, 2**20):
-        a, b = grid.product_bits(k)
+        a, b = products.product_bits(k)
         assert max(a, b) <= 22 and a + b + (k - 1).bit_length() <= 53
 
 

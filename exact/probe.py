@@ -1,8 +1,8 @@
 """Small trainings that use all of `exact`, and the hash of the weights they end with.
 
-    python -m tools.probe exact     # FROZEN, on every machine
-    python -m tools.probe native    # the control: stock float32
-    python -m tools.probe exact cuda
+    python -m exact.probe              # FROZEN, on every machine
+    python -m exact.probe exact cuda   # and on a GPU
+    python -m exact.probe native       # the control: stock float32
 
 Needs torch and the package `exact` alone, so that it runs where the pipeline does not.
 """
@@ -71,7 +71,7 @@ def train(
     return model
 
 
-def digest(arithmetic: str, device: str = "cpu") -> str:
+def digest(arithmetic: str = "exact", device: str = "cpu") -> str:
     """The sha256 of all trained weights."""
     torch.manual_seed(1)  # for native arithmetic
     sha256 = hashlib.sha256()
@@ -83,9 +83,11 @@ def digest(arithmetic: str, device: str = "cpu") -> str:
             train(transformer, lambda p: optim.AdamW(p, 0.01)),
         ):
             for weights in model.parameters():
-                sha256.update(weights.detach().cpu().numpy().tobytes())
+                numbers = weights.detach().cpu().contiguous().view(torch.uint8)
+                sha256.update(bytes(numbers.flatten().tolist()))  # NumPy may not be there
     return sha256.hexdigest()
 
 
 if __name__ == "__main__":
-    print(digest(*sys.argv[1:]), torch.__version__)
+    found = digest(*sys.argv[1:])
+    print(found, torch.__version__, "as expected" if found == FROZEN else "not as expected")

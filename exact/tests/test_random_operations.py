@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import exact
 from exact import random
-from tests.exact.oracle import bits
+from exact.tests.oracle import bits
 
 N = 20_000
 ROUNDED = 10  # a seed of which a draw is closer to 1 than float32 can be

@@ -1,4 +1,4 @@
-"""Every form is right forward and backward, in any layout, and in any order of summation."""
+"""Every operation is right forward and backward, in any layout, and in any order of summation."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import exact
-from tests.exact.oracle import bits, relaid, true_gradients, value_and_gradients
+from exact.tests.oracle import bits, relaid, true_gradients, value_and_gradients
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(7, 5, generator=G)

@@ -1,0 +1,170 @@
+"""What the mode changes in the process: from the first block's begin to the last one's end.
+
+`import exact` changes nothing. The table in README.md has a row for each function here.
+"""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from threading import Lock, Thread
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch._C._dynamo import eval_frame
+from torch.optim import lr_scheduler
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from exact import functions, optimizers
+from exact.dispatch import ExactMode, active
+
+__all__ = ["entered"]
+
+
+@contextlib.contextmanager
+def entered() -> Iterator[ExactMode]:
+    """The mode that this thread is in, or a new one."""
+    if current := active():
+        yield current
+    else:
+        with _PATCHES, ExactMode() as current:
+            yield current
+
+
+class _Shared:
+    """A context of the whole process: the first thread to come enters it, the last leaves it."""
+
+    def __init__(self, *contexts: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._contexts, self._inside = contexts, 0
+        self._lock, self._stack = Lock(), contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                with contextlib.ExitStack() as stack:
+                    for context in self._contexts:
+                        stack.enter_context(context())
+                    self._stack = stack.pop_all()
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._stack.close()
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention in its plain form: fused kernels sum in an order of their own."""
+    # Not by `sdpa_kernel`, which has to be left by the thread that entered it.
+    switches = torch.backends.cuda  # of other devices, too
+    kinds = ("flash", "mem_efficient", "cudnn", "math")
+    before = {kind: getattr(switches, f"{kind}_sdp_enabled")() for kind in kinds}
+
+    def switch(to: dict[str, bool]) -> None:
+        for kind in kinds:
+            getattr(switches, f"enable_{kind}_sdp")(to[kind])
+
+    switch({kind: kind == "math" for kind in kinds})
+    try:
+        yield
+    finally:
+        switch(before)
+
+
+@contextlib.contextmanager
+def inheriting_threads() -> Iterator[None]:
+    """Let a thread be in the block that it is started in: PyTorch's modes are per thread."""
+    original = Thread.start
+
+    @functools.wraps(original)
+    def start(thread: Thread) -> None:
+        if active():
+            run = thread.run
+
+            def run_exactly() -> None:
+                with entered():
+                    run()
+
+            thread.run = run_exactly  # type: ignore[method-assign]
+        original(thread)
+
+    Thread.start = start  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        if Thread.start is start:  # else another library has wrapped it since
+            Thread.start = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def exact_cosine() -> Iterator[None]:
+    """Give learning rate schedules a cosine of ours: Python's is the platform's library."""
+
+    def cos(x: float) -> float:
+        return functions.cos(x) if active() else math.cos(x)
+
+    module = vars(lr_scheduler)
+    before, module["math"] = module["math"], SimpleNamespace(**vars(math) | {"cos": cos})
+    try:
+        yield
+    finally:
+        module["math"] = before
+
+
+@contextlib.contextmanager
+def optimizer_hooks() -> Iterator[None]:
+    """Make the powers of optimisers exact during their steps."""
+
+    def within(hook: Callable[..., None]) -> Callable[..., None]:
+        def guarded(*args: Any) -> None:
+            if active():
+                hook(*args)
+
+        return guarded
+
+    before = register_optimizer_step_pre_hook(within(optimizers.before_step))
+    after = register_optimizer_step_post_hook(within(optimizers.after_step))
+    with before, after:
+        yield
+
+
+@contextlib.contextmanager
+def skip_compilation() -> Iterator[None]:
+    """Let torch.compile leave the mode alone, and all functions that it calls."""
+
+    def set_action(action: Any) -> None:
+        strategy = eval_frame._FrameExecStrategy(action, action)
+        eval_frame.set_code_exec_strategy(ExactMode.__torch_dispatch__.__code__, strategy)
+
+    set_action(eval_frame._FrameAction.SKIP)
+    try:
+        yield
+    finally:
+        set_action(eval_frame._FrameAction.DEFAULT)
+
+
+@contextlib.contextmanager
+def full_float64() -> Iterator[None]:
+    """Tell cuBLAS not to emulate float64 by fewer bits. It reads this when it starts."""
+    name = "CUBLAS_EMULATE_DOUBLE_PRECISION"
+    ours = name not in os.environ
+    if ours:
+        os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if ours:
+            os.environ.pop(name, None)
+
+
+_PATCHES = _Shared(
+    plain_attention, inheriting_threads, exact_cosine, optimizer_hooks, skip_compilation,
+    full_float64,
+)  # fmt: skip

@@ -1,0 +1,204 @@
+"""Which operations of PyTorch are exact, and the functions that compute them.
+
+An operation is registered where it is written: by `@implements` with its exact
+implementation, or by `exact_as_is` if PyTorch's own is exact. Three variants follow from a
+registered operation: `exp_` (in place), `exp.out` (into a given tensor) and
+`_foreach_exp` (of a list of tensors). Every other operation is refused.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from exact import aliasing
+from exact.errors import NotExactError
+
+__all__ = [
+    "SEEDED", "UNSEEDED", "count_change", "exact_as_is", "find", "implements", "in_place",
+    "overloads", "register",
+]  # fmt: skip
+
+aten = torch.ops.aten
+Implementation = Callable[..., Any]
+_Function = TypeVar("_Function", bound=Implementation)
+
+_REGISTERED: dict[Any, Implementation] = {}
+_RANDOM: set[Any] = set()  # the operations that take a generator
+
+
+def implements(*names: str, random: bool = False) -> Callable[[_Function], _Function]:
+    """Register the decorated function for the operations, as "exp" or "add.Tensor".
+
+    It has the signature of the operation below autograd. A random operation's function
+    takes a generator, which is None only in a block with a seed.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        for name in names:
+            register(_operation(name), function)
+            if random:
+                _RANDOM.add(_operation(name))
+        return function
+
+    return decorate
+
+
+def exact_as_is(names: str) -> None:
+    """Register PyTorch's own operations, each with all its overloads, and their in-place twins."""
+    for operation in overloads(names):
+        register(operation, operation)
+
+
+def register(operation: Any, implementation: Implementation) -> None:
+    """Let the implementation compute the operation under the mode."""
+    if operation in _REGISTERED:
+        raise ValueError(f"{operation} is registered twice")
+    _REGISTERED[operation] = implementation
+
+
+def overloads(names: str) -> Iterator[Any]:
+    """The overloads of operations and of their in-place twins; "round.default" is one of them."""
+    for name, _, overload in (name.partition(".") for name in names.split()):
+        for packet in (getattr(aten, name), getattr(aten, f"{name}_", None)):
+            for found in packet.overloads() if packet else ():
+                if overload in ("", found):
+                    yield getattr(packet, found)
+
+
+def _operation(name: str) -> Any:
+    name, _, overload = name.partition(".")
+    return getattr(getattr(aten, name), overload or "default")
+
+
+def find(operation: Any) -> Implementation | None:
+    """The function that computes the operation exactly, registered or derived; else None."""
+    schema = getattr(operation, "_schema", None)
+    if operation in _REGISTERED or schema is None or not schema.name.startswith("aten::"):
+        return _REGISTERED.get(operation)
+    name, overload = schema.name.removeprefix("aten::"), operation._overloadname
+    if outs := [argument.name for argument in schema.arguments if argument.is_out]:
+        packet = getattr(aten, name)
+        inputs = _inputs(packet, overload)
+        twins = [twin for twin in packet.overloads() if _inputs(packet, twin) == inputs]
+        functions = [function for twin in twins if (function := _original(name, twin))]
+        return _into(functions[0], outs) if functions else None
+    if name.startswith("_foreach_"):
+        return _find_foreach(name.removeprefix("_foreach_"), overload)
+    function = _original(name.removesuffix("_"), overload) if name.endswith("_") else None
+    return function and in_place(function)
+
+
+def _original(name: str, overload: str) -> Implementation | None:
+    """The registered function that variants derive from; random operations have none."""
+    operation = getattr(getattr(aten, name, None), overload, None)
+    return None if operation in _RANDOM else _REGISTERED.get(operation)
+
+
+def _inputs(packet: Any, overload: str) -> list[tuple[str, str]]:
+    arguments = getattr(packet, overload)._schema.arguments
+    return [(argument.name, str(argument.type)) for argument in arguments if not argument.is_out]
+
+
+# The overload of an operation on one tensor, by that of the operation on a list.
+_ELEMENT = {
+    "default": ["default"],
+    "Scalar": ["Scalar", "Tensor_Scalar", "default"],
+    "ScalarList": ["Scalar", "Tensor_Scalar", "default"],
+    "List": ["Tensor", "default"],
+    "Tensor": ["Tensor"],
+}
+
+
+def _find_foreach(name: str, overload: str) -> Implementation | None:
+    """The derived operation on lists; in place by `exp_` if it is registered, else by `exp`."""
+    plain = name.removesuffix("_")
+    for element in _ELEMENT.get(overload, ()):
+        function, updating = _original(plain, element), _original(name, element)
+        if name != plain and (function or updating):
+            return count_change(_foreach(updating or in_place(function)))
+        if function:
+            return _foreach(function)
+    return None
+
+
+def in_place(function: Any) -> Callable[..., Tensor]:
+    """The function, whose result replaces the content of its first argument."""
+
+    def replacing(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return _assign(x, function(x, *args, **kwargs))
+
+    return replacing
+
+
+def _assign(x: Tensor, result: Tensor) -> Tensor:
+    if not torch.can_cast(result.dtype, x.dtype):
+        raise RuntimeError(f"result type {result.dtype} cannot be cast to {x.dtype}")
+    return x.copy_(result)
+
+
+def _into(function: Implementation, outs: list[str]) -> Implementation:
+    """The function, whose results are written to the keyword arguments `outs`."""
+
+    def writing(*args: Any, **kwargs: Any) -> Any:
+        targets = tuple(kwargs.pop(name) for name in outs)
+        results = function(*args, **kwargs)
+        for x, result in zip(targets, results if len(outs) > 1 else (results,), strict=True):
+            _assign(x if x.shape == result.shape else x.resize_(result.shape), result)
+        return targets if len(outs) > 1 else targets[0]
+
+    return writing
+
+
+def _foreach(function: Implementation) -> Implementation:
+    """The function for lists of tensors; other operands are lists as long, or one for all."""
+
+    def by_element(xs: list[Tensor], *others: Any, **kwargs: Any) -> list[Any]:
+        columns = [y if isinstance(y, list) else [y] * len(xs) for y in others]
+        return [function(*row, **kwargs) for row in zip(xs, *columns, strict=True)]
+
+    return by_element
+
+
+def count_change(function: Implementation) -> Implementation:
+    """The function, which changes a list of tensors, and a step of their version counters.
+
+    Below autograd PyTorch does not count it; marks of bytes and saved tensors rely on it.
+    """
+
+    def counted(xs: list[Tensor], *others: Any, **kwargs: Any) -> None:
+        function(xs, *others, **kwargs)
+        increment_version([x for x in xs if not x.is_inference()])
+
+    return counted
+
+
+def _require_generator(operation: Any, function: Implementation) -> Implementation:
+    def drawing(*args: Any, generator: torch.Generator | None = None, **options: Any) -> Any:
+        if generator is None:
+            raise NotExactError(f"{operation} needs a seed: exact.mode(seed=…)")
+        return function(*args, generator=generator, **options)
+
+    return drawing
+
+
+class _Table(dict[Any, Implementation | None]):
+    """Implementations by operation, found at the first lookup; None for what is refused."""
+
+    def __init__(self, seeded: bool) -> None:
+        super().__init__()
+        self._seeded = seeded
+
+    def __missing__(self, operation: Any) -> Implementation | None:
+        function = find(operation)
+        if function and operation in _RANDOM and not self._seeded:
+            function = _require_generator(operation, function)
+        if function and aliasing.writes_numbers(operation):
+            function = aliasing.separated(operation, function)
+        self[operation] = function
+        return function
+
+
+SEEDED, UNSEEDED = _Table(seeded=True), _Table(seeded=False)
