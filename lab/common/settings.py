@@ -4,7 +4,8 @@ import importlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from lab.common.files import InputError
 
@@ -18,12 +19,23 @@ Widths = Annotated[
     tuple[Annotated[int, Field(ge=1, le=65_536)], ...],
     Field(strict=False, min_length=1, max_length=64),
 ]
+UNKNOWN = "unknown key; accepted here: {accepted}"
 
 
 class Strict(BaseModel):
     """Refuses unknown keys, conversions (a bool is no int, a string no number), NaN, infinity."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_accepted_keys(cls, section: Any) -> Any:
+        """An error that also has the known keys, where pydantic's own has the unknown one alone."""
+        for key in section if isinstance(section, dict) else ():
+            if isinstance(key, str) and key not in cls.model_fields:
+                known = {"key": key, "accepted": ", ".join(cls.model_fields)}
+                raise PydanticCustomError("unknown_key", UNKNOWN, known)
+        return section
 
 
 _Class = TypeVar("_Class", bound=type)
