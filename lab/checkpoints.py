@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from lab import schema
@@ -72,11 +73,8 @@ class Checkpoint:
 
     def _digest(self, tensors: Mapping[str, Tensor], text: str) -> str:
         """Over name, state and tensors, since safetensors has no check of its own."""
-        digest = hashlib.sha256(f"{self.path.name} {text}".encode())
-        for name in sorted(tensors):
-            digest.update(f" {name} ".encode())
-            digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        contents = f"{self.path.name} {text} ".encode() + save(dict(tensors))
+        return hashlib.sha256(contents).hexdigest()
 
 
 def find(model: str, params: Params, device: torch.device) -> Checkpoint:

@@ -18,6 +18,7 @@ from lab.common.files import InputError, one_line, read_tensors, write_tensors
 from lab.common.settings import Strict
 from lab.models import Architecture, architecture_class
 
+NORM = "gradient_norm_"  # before a layer's name: its column of the history
 BATCH = 1000  # examples at once: a convolution needs a hundred times their memory
 Size = Annotated[int, Field(ge=1, le=65_536)]
 

@@ -53,7 +53,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     path = folder / "gradients.csv"
     try:
         for row in files.read_rows(path):
-            history[int(row["epoch"]) - 1][f"gradient_norm_{row['layer']}"] = float(row["norm"])
+            history[int(row["epoch"]) - 1][f"{networks.NORM}{row['layer']}"] = float(row["norm"])
     except (KeyError, ValueError, IndexError) as error:
         raise files.InputError(f"{path}: expected epoch, layer and norm in each row") from error
     return history

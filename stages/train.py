@@ -9,10 +9,9 @@ import torch
 from lab import checkpoints, networks, params, schema, training
 from lab.common import files, lockfile
 from lab.datasets import require_valid
+from lab.networks import NORM
 from lab.schema import Params
 from stages import argument, run
-
-NORM = "gradient_norm_"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lab import schema
 from lab.common.files import InputError, read_rows
 from lab.datasets import Examples
-from lab.networks import Model, layers
+from lab.networks import NORM, Model, layers
 from lab.schema import Params
 from lab.tasks import Classification
 
@@ -91,9 +91,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
     """Loss, accuracy where there is one, and gradient norms by layer, over the epochs."""
     epochs = [row["epoch"] for row in history]
     norms = {
-        key.removeprefix("gradient_norm_").replace("_", " "): key
-        for key in history[0]
-        if key.startswith("gradient_norm_")
+        key.removeprefix(NORM).replace("_", " "): key for key in history[0] if key.startswith(NORM)
     }
     both = ("train", "validation")
     panels = [("loss", "mean loss per example", {side: f"{side}_loss" for side in both})]

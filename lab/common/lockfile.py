@@ -51,7 +51,6 @@ def md5(path: Path) -> str:
     """The digest by which DVC knows a file, or a folder with all its files."""
     if not path.is_dir():
         return digest(path, "md5")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = [{"md5": digest(f, "md5"), "relpath": f.relative_to(path).as_posix()} for f in files]
-    listed.sort(key=lambda each: each["relpath"])
+    files = {f.relative_to(path).as_posix(): f for f in path.rglob("*") if f.is_file()}
+    listed = [{"md5": digest(files[name], "md5"), "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"
