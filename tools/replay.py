@@ -29,7 +29,8 @@ from lab.common.commands import output
 from lab.common.files import InputError, one_line
 from stages import command
 from tracking import repository, store
-from tracking.run import fingerprint, plain
+from tracking.description import plain
+from tracking.run import fingerprint
 
 SHA256 = "sha256."  # what the tags of digests begin with
 MISSING = "missing"
@@ -140,8 +141,8 @@ def stored(
     if name not in p.models:
         raise InputError(f"not a run that this pipeline recorded: it has no model {name}")
     comparisons += [
-        Comparison(f"parameter {key}", run.data.params.get(key, MISSING), plain(value))
-        for key, value in p.flat(name).items()
+        Comparison(f"parameter {key}", run.data.params.get(key, MISSING), value)
+        for key, value in plain(p.flat(name)).items()
     ]
     models = run.outputs.model_outputs if run.outputs else []
     for path, sha in in_order(digests):

@@ -1,11 +1,16 @@
 """What MLflow's page says of a run, in five lines of Markdown."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from lab import params
 from lab.common import files
+from lab.common.settings import flattened
+from lab.optimizers import Training
 from lab.schema import Params
 from tracking import repository
 
@@ -23,11 +28,14 @@ def describe(
     origin = repository.dvc_experiment()
     commit = origin.get("DVC_EXP_BASELINE_REV") or repository.head()
     experiment = origin.get("DVC_EXP_NAME")
-    before, committed = baseline(name, commit)
+    committed = committed_parameters(commit).get(name, {})
+    before: dict[str, float | None] = {}
+    with contextlib.suppress(ValueError):  # the commit has no results
+        before = json.loads(repository.committed(commit, f"results/{name}/metrics.json") or "")
+    found = plain(p.flat(name))
     changed = [
-        f"{key} = {value} (there: {committed.get(key, 'none')})"
-        for key, value in p.flat(name).items()
-        if committed and committed.get(key) != value
+        f"{key} = {found[key]} (there: {committed.get(key, 'none')})"
+        for key in differing(found, committed)
     ]
     best = best_epoch(history)
     what = f"experiment *{experiment}* on" if experiment else "of"
@@ -36,32 +44,55 @@ def describe(
         f"**{p.models[name].title}**, {what} commit `{commit[:7]}`",
         f"- **Check it to the last bit:** `make replay RUN={run}`",
         f"- **On the test set:** {_figures(metrics)}"
-        + (f" (committed there: {_figures(before)})" if before else ""),
+        + (f" (committed there: {_figures(before)})" if before and committed else ""),
         "- **Parameters that differ from the commit:** "
-        + (", ".join(changed) or ("none" if committed else "the commit has no such model")),
+        + ((", ".join(changed) or "none") if committed else "the commit has no such model"),
         f"- **Trained** for {len(history)} epochs in {p.arithmetic} arithmetic; {lowest}",
     ]
     return "\n".join(lines)
 
 
-def baseline(name: str, commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's metrics and parameters as committed; empty where there are none, or others."""
-    p = committed_params(commit)
-    if p is None or name not in p.models:
-        return {}, {}
-    try:
-        metrics = json.loads(repository.committed(commit, f"results/{name}/metrics.json") or "{}")
-    except ValueError:
-        metrics = {}
-    return metrics, p.flat(name)
+def plain(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as MLflow keeps them.
+
+    A list of one number is that number, so that runs can be sorted and plotted by it.
+    """
+    return {
+        key: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for key, value in settings.items()
+    }
 
 
-def committed_params(commit: str) -> Params | None:
-    """The parameters of a commit; None where this code cannot read them."""
+def committed_parameters(commit: str) -> dict[str, dict[str, str]]:
+    """The parameters of each model in a commit; empty where this code cannot read them."""
     try:
-        return params.parse(repository.committed(commit, "params.yaml") or "")
+        p = params.parse(repository.committed(commit, "params.yaml") or "")
     except files.InputError:
-        return None
+        return {}
+    return {model: plain(p.flat(model)) for model in p.models}
+
+
+def differing(found: Mapping[str, str], committed: Mapping[str, str]) -> list[str]:
+    """The names of the parameters that differ from the commit's, in the commit's order.
+
+    The settings of another optimiser or schedule than the commit's differ from its defaults.
+    """
+    expected = dict(committed)
+    for choice in ("optimizer", "lr_schedule"):
+        if found.get(choice) != committed.get(choice):
+            expected |= _defaults(choice, found.get(choice))
+    names = [*committed, *sorted(found.keys() - committed.keys())]
+    return [name for name in names if name in found and found[name] != expected.get(name)]
+
+
+def _defaults(choice: str, name: str | None) -> dict[str, str]:
+    """The default settings of an optimiser or schedule, and nothing for one of other code."""
+    names = {"optimizer": "sgd", "lr_schedule": "constant"} | {choice: name}
+    try:
+        settings = Training.model_validate({"epochs": 1, "batch_size": 1} | names)
+    except ValidationError:
+        return {}
+    return {k: v for k, v in plain(flattened(settings)).items() if k.startswith(f"{choice}.")}
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:

@@ -59,21 +59,10 @@ def state() -> tuple[str, bytes]:
         git("add", "--update", environment=aside)
         existing = [folder for folder in RECORDED if Path(folder).exists()]
         git("add", "--", *existing, environment=aside)
-        # With nothing of the user's own settings in it.
-        plain = ["--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/"]
-        outputs = [":!dvc.lock", ":!results"]
-        patch = git(
-            "diff",
-            "--cached",
-            "--binary",
-            *plain,
-            "--dst-prefix=b/",
-            "HEAD",
-            "--",
-            ".",
-            *outputs,
-            environment=aside,
-        )
+        # With nothing of the user's own settings in it, and without what the pipeline writes.
+        plain = "--binary --no-ext-diff --no-textconv --no-color --src-prefix=a/ --dst-prefix=b/"
+        paths = [".", ":!dvc.lock", ":!results"]
+        patch = git("diff", "--cached", *plain.split(), "HEAD", "--", *paths, environment=aside)
     return commit, patch
 
 
