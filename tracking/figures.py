@@ -5,7 +5,7 @@ into a DVC output, as no two releases of a drawing library agree on a pixel.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lab import schema
-from lab.common.files import InputError, read_rows
+from lab.common.files import read_rows, reading
 from lab.datasets import Examples
 from lab.networks import NORM, Model, layers
 from lab.schema import Params
@@ -32,34 +32,27 @@ def draw(
 
     Raises InputError where a file does not hold what its stage writes.
     """
-    entry, dataset, folder = params.models[name], params.dataset(name), schema.results(name)
-    test = dataset.load_test(schema.folder(entry.data))
-    tables = {part: read_rows(folder / f"{part}.csv") for part in ("predictions", "breakdown")}
-    title, task = _literal(entry.title), dataset.task
-
-    def drawn(part: str, figure: Callable[..., Figure], *arguments: Any) -> Figure:
-        try:
-            return figure(tables[part], *arguments, title)
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            path = folder / f"{part}.csv"
-            raise InputError(f"{path}: not what this pipeline writes: {error!r}") from error
-
+    entry, task = params.models[name], params.dataset(name).task
+    test = params.dataset(name).load_test(schema.folder(entry.data))
+    title, image = _literal(entry.title), _image_size(model.shape.inputs)
     figures = {"curves.png": curves(history, title)}
-    image = _image_size(model.shape.inputs)
-    if not isinstance(task, Classification):
-        figures["fit.png"] = drawn("breakdown", fit, test)
-    else:
-        figures["confusion.png"] = drawn("breakdown", confusion, task.classes)
-        if image:
+    path = schema.results(name) / "breakdown.csv"
+    with reading(path, "a table of this pipeline", LookupError, TypeError):
+        if isinstance(task, Classification):
+            figures["confusion.png"] = confusion(read_rows(path), task.classes, title)
+        else:
+            figures["fit.png"] = fit(read_rows(path), test, title)
+    path = schema.results(name) / "predictions.csv"
+    with reading(path, "a table of this pipeline", LookupError):
+        if image and isinstance(task, Classification):
             images = test.features.reshape(-1, *image).numpy()
-            figures["mistakes.png"] = drawn("predictions", mistakes, images)
+            figures["mistakes.png"] = mistakes(read_rows(path), images, title)
     weights = first_weights(model)
     if weights is not None:
         single = len(layers(model.network)) == 1  # else the units of the first layer are no classes
         names = task.classes if single and isinstance(task, Classification) else ()
         figures["weights.png"] = units(weights, names, title)
-    state = model.network.state_dict()
-    return figures | model.architecture.figures(state, title)
+    return figures | model.architecture.figures(model.network.state_dict(), title)
 
 
 def _literal(text: str) -> str:
@@ -93,11 +86,11 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
     norms = {
         key.removeprefix(NORM).replace("_", " "): key for key in history[0] if key.startswith(NORM)
     }
-    both = ("train", "validation")
-    panels = [("loss", "mean loss per example", {side: f"{side}_loss" for side in both})]
-    if "train_accuracy" in history[0]:
-        shares = {side: f"{side}_accuracy" for side in both}
-        panels.append(("accuracy", "accuracy", shares))
+    panels = [
+        (measure, unit, {part: f"{part}_{measure}" for part in ("train", "validation")})
+        for measure, unit in (("loss", "mean loss per example"), ("accuracy", "accuracy"))
+        if f"train_{measure}" in history[0]
+    ]
     panels.append(("gradient by layer", "Euclidean norm, mean over steps", norms))
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     figure.suptitle(title)
