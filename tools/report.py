@@ -8,7 +8,6 @@ other side's results are in DVC's cache: `make repro` there puts them in.
 
 import argparse
 import csv
-import io
 
 from lab import params
 from lab.common.commands import output
@@ -61,11 +60,9 @@ def plots(commit: str) -> str:
     except (InputError, IndexError) as error:
         return f"Not drawn: {one_line(error)}"
     models = params.load().models.items()
-    charts = [
-        chart for model, entry in models if (chart := validation_loss(model, entry.title, commit))
-    ]
+    charts = [validation_loss(model, entry.title, commit) for model, entry in models]
     said = f"All of them: `{page.rpartition('/')[2]}` of the artifact `dvc_plots`."
-    return "\n\n".join([*charts, said] if charts else ["No curve changed.", said])
+    return "\n\n".join([*(filter(None, charts) or ["No curve changed."]), said])
 
 
 def validation_loss(model: str, title: str, commit: str) -> str | None:
@@ -90,7 +87,7 @@ def _losses(path: str, revision: str | None) -> list[float]:
         text = dvc.api.read(path, rev=revision)
     except (DvcException, OSError):  # not in the cache, or not in that revision
         return []
-    return [float(row["validation_loss"]) for row in csv.DictReader(io.StringIO(text))]
+    return [float(row["validation_loss"]) for row in csv.DictReader(text.splitlines())]
 
 
 def dvc(*arguments: str) -> str:

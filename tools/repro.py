@@ -6,6 +6,7 @@ Repairs first what a killed DVC left behind. Numbers the stages, and prints each
 the end. Exits as `dvc repro` does.
 """
 
+import argparse
 import logging
 import sys
 import time
@@ -13,7 +14,7 @@ import time
 from lab import schema
 from lab.common import files
 from lab.schema import Params
-from stages import command, no_arguments
+from stages import command
 from tools import repair
 
 RESULT = {"test_accuracy": "accuracy {:.4f}", "test_r2": "R² {:.6f}", "test_loss": "loss {:.5f}"}
@@ -27,7 +28,7 @@ Try next:
 
 def main() -> None:
     """Repair, run all stages, print the results."""
-    no_arguments("Run the pipeline.")
+    argparse.ArgumentParser(description="Run the pipeline.").parse_args()
     p = repair.repair()
     from dvc.cli import main as dvc
     from dvc.repo import Repo
