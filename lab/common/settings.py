@@ -41,19 +41,14 @@ class Strict(BaseModel):
 _Class = TypeVar("_Class", bound=type)
 
 
-def names_in(package: str) -> list[str]:
-    """The names of the package's modules, each of which holds one class to choose."""
-    folder = Path(str(importlib.import_module(package).__file__)).parent
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-
-
 def class_named(package: str, name: str, base: _Class) -> _Class:
     """The subclass of `base` that the module `package.name` defines.
 
     Raises ValueError, with the names there are, where there is no such module, and InputError
     where it cannot be imported or defines none or several.
     """
-    names = names_in(package)
+    folder = Path(str(importlib.import_module(package).__file__)).parent
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     if name not in names:
         raise ValueError(" or ".join(names))
     path = f"{package.replace('.', '/')}/{name}.py"
