@@ -2,9 +2,8 @@
 
     make verify-exact
 
-Environment variables make one CPU pass for several: fewer vector instructions, other numbers of
-threads, other code paths of the libraries. Native arithmetic is the control: it runs too until it
-has differed. Exits with 1 if exact arithmetic differs or native does not.
+Environment variables make one CPU pass for several. Native arithmetic is the control: it runs
+until it has differed. Exits with 1 if exact arithmetic differs or native does not.
 """
 
 import hashlib

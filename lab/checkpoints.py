@@ -1,8 +1,6 @@
-"""What a killed training continues from.
+"""What a killed training continues from, kept outside the outputs that DVC removes first.
 
-A checkpoint is kept outside DVC's outputs, which DVC removes before a stage runs. Its file name is
-the digest of all that determines the result: a change of code, data or parameters changes the
-name, so a stale checkpoint is never loaded.
+Its name is the digest of all that determines the result, so a stale checkpoint is never loaded.
 """
 
 import hashlib
@@ -54,10 +52,6 @@ class Checkpoint:
         except OSError as error:
             print(f"going on without a checkpoint: {files.one_line(error)}", file=sys.stderr)
         self._last = time.monotonic()
-
-    def remove(self) -> None:
-        """Delete it: the training is complete."""
-        self.path.unlink(missing_ok=True)
 
     def _load(self) -> Saved | None:
         if not self.path.exists():

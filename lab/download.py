@@ -1,8 +1,6 @@
 """Archives, from the first source that delivers the contents that are expected.
 
-Mirrors come and go, some serve an error page with status 200, and each compresses anew. So no
-source is trusted: the size and sha256 of the decompressed contents are checked before anything is
-parsed or written.
+No source is trusted: size and sha256 of the decompressed contents are checked before any use.
 """
 
 import contextlib
@@ -56,10 +54,8 @@ class Download(Strict):
 def fetch(settings: Download, variable: str) -> dict[str, bytes]:
     """The decompressed contents of all archives, by name, each as expected.
 
-    The sources are asked in their order, after that of the environment's variable where it is
-    set. What one source delivered is kept when the next is asked for the rest. Raises InputError
-    for a source that is no folder, URL or package, and where no source is left, with the reason
-    why each failed.
+    The environment's variable may name the first source. Each source is asked for what is missing.
+    Raises InputError for what is no source, and where all fail, with the reason of each.
     """
     sources = [(source, "params.yaml: download.sources") for source in settings.sources]
     if own := os.environ.get(variable):
@@ -145,8 +141,7 @@ def _downloaded(url: str, settings: Download) -> bytes:
 def _unpacked(package: str, folder: Path, deadline: float) -> Path:
     """Fetch and unpack the package below `folder`; return where its files are.
 
-    By apt with all of its state below `folder`: no rights needed, nothing installed,
-    and the system's lists, cache and hooks left alone.
+    All of apt's state is below `folder`, so it needs no rights and changes nothing else.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise InputError("no apt here")

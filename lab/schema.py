@@ -109,10 +109,7 @@ class _Listed(BaseModel):
 
 
 def schema_of(tree: Any) -> type[Params]:
-    """`Params` with a section for each model that the file lists, and for its data set.
-
-    Raises ValidationError where the list is not valid.
-    """
+    """`Params` with sections for the models listed. Raises ValidationError for a bad list."""
     models = _Listed.model_validate(tree).models
     sections: dict[str, Any] = {}
     for name, entry in models.items():

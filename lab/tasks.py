@@ -69,7 +69,8 @@ class Regression:
         metrics = {f"test_{key}": value for key, value in metrics.items()}
         for a, b in (("learned", "analytic"), ("analytic", "true"), ("learned", "true")):
             if (first := solutions[a]) and (second := solutions[b]):
-                metrics[f"distance_{a}_{b}"] = distance(first, second)
+                squares = ((x - y) * (x - y) for x, y in zip(first, second, strict=True))
+                metrics[f"distance_{a}_{b}"] = math.sqrt(math.fsum(squares))
         pairs = zip(test.targets.flatten().tolist(), outputs.flatten().tolist(), strict=True)
         predictions = [{"actual": actual, "predicted": predicted} for actual, predicted in pairs]
         names = [*(f"w{i}" for i in range(1, width)), "b"]
@@ -177,8 +178,3 @@ def analytic_solution(examples: "Examples") -> list[float] | None:
             if k != i:
                 m[k] = [a - m[k][i] * b for a, b in zip(m[k], m[i], strict=True)]
     return [float(row[d]) for row in m]
-
-
-def distance(a: Sequence[float], b: Sequence[float]) -> float:
-    """The Euclidean distance."""
-    return math.sqrt(math.fsum((x - y) * (x - y) for x, y in zip(a, b, strict=True)))

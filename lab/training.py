@@ -30,10 +30,9 @@ NORM_EVERY = 10  # steps; at each step it would take a fifth of the time
 
 @contextlib.contextmanager
 def arithmetic(kind: Arithmetic, seed: int | None = None) -> Iterator[None]:
-    """Compute exactly, or as PyTorch does on this machine, within the block.
+    """Compute exactly, or as PyTorch does on this machine; dropout follows from the seed.
 
-    PyTorch's own random operations, such as dropout, follow from the seed. Raises InputError
-    where exact arithmetic lacks an operation or the machine's support.
+    Raises InputError where exact arithmetic lacks an operation or the machine's support.
     """
     if seed is not None:  # else dropout would draw the numbers that the weights were drawn from
         seed = int(random.integers((1,), seed, "training"))
@@ -56,8 +55,7 @@ def arithmetic(kind: Arithmetic, seed: int | None = None) -> Iterator[None]:
 def device() -> torch.device:
     """The GPU where there is one, else the CPU; the environment's DEVICE=cpu or cuda overrules.
 
-    It is no parameter of an experiment, as results do not depend on it. Raises InputError for
-    another DEVICE, or a GPU that is not there.
+    Raises InputError for another DEVICE, or a GPU that is not there.
     """
     available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     name = os.environ.get("DEVICE") or available[0]
@@ -68,10 +66,7 @@ def device() -> torch.device:
 
 
 class DivergedError(InputError):
-    """The loss is no longer finite.
-
-    `history`: completed epochs, plus the partial loss of the current one.
-    """
+    """The loss is not finite. `history`: completed epochs, plus the current one's partial loss."""
 
     def __init__(self, message: str, history: list[dict[str, Any]]) -> None:
         super().__init__(message)
@@ -80,19 +75,15 @@ class DivergedError(InputError):
 
 @dataclasses.dataclass
 class TrainState:
-    """Where a training is between two steps: what the next row of the history is made of.
-
-    `norms`: the gradient norms of the current epoch, by layer. `history`: a row for each
-    completed epoch.
-    """
+    """Where a training is between two steps: what the next row of the history is made of."""
 
     epoch: int = 1
     step: int = 0  # steps done in this epoch
     examples: int = 0  # examples in them
     loss_sum: float = 0.0  # over these examples
     correct: int = 0  # of them, where there are classes
-    norms: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    norms: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # by layer
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # completed epochs
 
 
 def minibatches(
@@ -116,9 +107,8 @@ def train(
 
     A row holds the epoch (from 1); the measures of the task on the training examples, as they
     were before each step, and on the validation examples at the end of the epoch; and for each
-    layer the Euclidean norm of the gradient, as the mean over every tenth step. A checkpoint is
-    continued from, and saved to from time to time. Raises DivergedError where the loss is NaN or
-    infinite.
+    layer the Euclidean norm of the gradient, as the mean over every tenth step.
+    Raises DivergedError where the loss is NaN or infinite.
     """
     network = model.network.to(train.features.device)
     n, classify = len(train.targets), "accuracy" in task.measures

@@ -1,7 +1,6 @@
 """Record one trained and evaluated model as an MLflow run: results/<model>/receipt.json.
 
-The only stage with an effect outside its outputs. The receipt names what was recorded
-by its contents, not by time or run, so it is the same wherever the result is.
+The receipt names what was recorded by its contents alone, so it is the same wherever the result is.
 """
 
 import math
@@ -39,10 +38,7 @@ def main() -> None:
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
-    """A row for each epoch, 1 to n: finite losses, measures, and the gradient norm of each layer.
-
-    Raises InputError for files that hold anything else.
-    """
+    """Measures and gradient norms of each epoch. Raises InputError for files with anything else."""
     path = folder / "history.csv"
     history = files.read_csv(path)
     epochs = [row.get("epoch") for row in history]

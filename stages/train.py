@@ -45,7 +45,7 @@ def main() -> None:
     measures = [{k: v for k, v in row.items() if not k.startswith(NORM)} for row in history]
     files.write_csv(results / "history.csv", measures)
     files.write_csv(results / "gradients.csv", gradient_norms(history))
-    checkpoint.remove()
+    checkpoint.path.unlink(missing_ok=True)
 
 
 def gradient_norms(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -47,15 +47,14 @@ def main() -> None:
         if arguments.markdown
         else shown.to_string(index=False)
     )
-    if left_out := len(runs) - len(latest(runs)):
+    if left_out := len(runs) - table["seeds"].sum():
         print(f"\n{left_out} runs that repeat a row's parameters and seed are not counted again.")
 
 
 def recorded(models: Sequence[str]) -> pd.DataFrame:
-    """The finished runs of the models, newest first: a row each, with the names of MLflow's search.
+    """The finished runs of the models, newest first. Raises InputError where nothing is recorded.
 
-    The columns `model` and `changes` are added: `changes` has the parameters that differ from the
-    commit that is checked out. Raises InputError where nothing is recorded.
+    To MLflow's columns are added `model` and `changes`: the parameters that differ from HEAD's.
     """
     with store.one_line_errors("MLflow does not give the runs"):
         client = store.connect(create=False)
@@ -80,20 +79,13 @@ def changes(run: pd.Series, committed: dict[str, dict[str, str]]) -> str:
     return " ".join(f"{name}={found[name]}" for name in names) or "(baseline)"
 
 
-def latest(runs: pd.DataFrame) -> pd.DataFrame:
-    """The newest run of each model, parameters and seed."""
-    return runs.drop_duplicates(["model", "changes", "params.seed"])
-
-
 def compared(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per model and parameters, best mean validation result first within each model.
-
-    Accuracy decides where there is one, else the loss.
-    """
+    """A row per model and parameters, best validation accuracy, or else loss, first."""
     # A row has the name of its first run: a later experiment repeats the models it does not change.
     first = runs.groupby(["model", "changes"])["tags.mlflow.runName"].last()
     columns = runs.columns.union([f"metrics.{measure}" for measure in MEASURES])
-    groups = latest(runs.reindex(columns=columns)).groupby(["model", "changes"], sort=False)
+    latest = runs.reindex(columns=columns).drop_duplicates(["model", "changes", "params.seed"])
+    groups = latest.groupby(["model", "changes"], sort=False)
     table = groups.size().to_frame("seeds").assign(experiment=first)
     for measure in MEASURES:
         values = groups[f"metrics.{measure}"]

@@ -3,9 +3,8 @@
     make repro      # runs this first
     make repair     # or: python -m tools.repair --damaged
 
-Refuses wrong parameters before DVC removes anything. Repairs DVC's own files where a kill left
-them half-written. With --damaged also reads every output and every object of DVC's cache, and
-removes what is not what its name or dvc.lock says: `make repro` makes it again.
+Repairs DVC's own files where a kill left them half-written. With --damaged also removes outputs
+and objects of DVC's cache that are not what their name or dvc.lock says.
 """
 
 import argparse

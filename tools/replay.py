@@ -2,9 +2,8 @@
 
     make replay RUN=3f2a            # or: python -m tools.replay 3f2a
 
-A prefix of the run's id is enough. What is run is the code of the run: its commit and its
-patch, in a temporary clone, by the Python that runs this. So replay runs of a store that
-you trust. Nothing is recorded but a tag of the run, and nothing in the repository changes.
+It executes the run's own code, its commit and patch, in a temporary clone: replay only runs of a
+store that you trust. It changes nothing but a tag of the run.
 
 Exit code 0: identical. 1: different. 2: the run cannot be replayed.
 """

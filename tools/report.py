@@ -2,8 +2,7 @@
 
     make report                    # against main; or: python -m tools.report origin/main
 
-Run it after `make repro`. The plots of both sides are drawn into dvc_plots/, as far as the
-other side's results are in DVC's cache: `make repro` there puts them in.
+Run it after `make repro`. Plots need the other side's results in DVC's cache.
 """
 
 import argparse

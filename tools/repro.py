@@ -2,8 +2,7 @@
 
     make repro      # or: python -m tools.repro
 
-Repairs first what a killed DVC left behind. Numbers the stages, and prints each model's result at
-the end. Exits as `dvc repro` does.
+Repairs first what a killed DVC left behind. Exits as `dvc repro` does.
 """
 
 import argparse

@@ -42,9 +42,9 @@ def main() -> None:
 
 
 def chosen(runs: pd.DataFrame, model: str, varied: str, fixed: set[str]) -> pd.DataFrame:
-    """The model's newest run for each value of the varied parameter, the others as given.
+    """The newest run for each value of one parameter; the others are the commit's and `fixed`.
 
-    That is: those of the commit but for `fixed`. Raises InputError where there are not two.
+    Raises InputError where there are not two.
     """
 
     def others(changes: str) -> set[str]:

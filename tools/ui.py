@@ -3,8 +3,7 @@
     make ui            # or: python -m tools.ui, at http://127.0.0.1:5000
     make ui PORT=5001
 
-Prints a link for each model to the table of its runs, with parameters and results as columns.
-MLflow's own first page is that of its part for language models.
+Prints a link to each model's runs. MLflow's own first page is that for language models.
 """
 
 import argparse

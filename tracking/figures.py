@@ -1,7 +1,6 @@
 """The figures of a run: what a person looks at before trusting a number.
 
-Drawn from the files that the other stages wrote, into the tracking store and never
-into a DVC output, as no two releases of a drawing library agree on a pixel.
+They are no DVC output, as no two releases of a drawing library agree on a pixel.
 """
 
 import math
@@ -28,10 +27,7 @@ FEATURES = 6  # columns of a fit at the most
 def draw(
     name: str, params: Params, model: Model, history: Sequence[Mapping[str, float]]
 ) -> dict[str, Figure]:
-    """The figures of one model's results, by file name.
-
-    Raises InputError where a file does not hold what its stage writes.
-    """
+    """The figures, by file name. Raises InputError for a table that no stage writes."""
     entry, task = params.models[name], params.dataset(name).task
     test = params.dataset(name).load_test(schema.folder(entry.data))
     title, image = _literal(entry.title), _image_size(model.shape.inputs)
@@ -133,10 +129,7 @@ def confusion(table: Rows, classes: Sequence[str], title: str) -> Figure:
 
 
 def mistakes(predictions: Rows, images: NDArray[Any], title: str) -> Figure:
-    """The test images on which the model was wrong and most confident.
-
-    `images`: (N, H, W), in the order of `predictions`.
-    """
+    """The most confident mistakes on the test images (N, H, W), in the order of `predictions`."""
     if len(images) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions of {len(images)} images")
     wrong = [i for i, row in enumerate(predictions) if row["actual"] != row["predicted"]]
@@ -181,11 +174,9 @@ def units(weights: NDArray[np.float32], names: Sequence[str], title: str) -> Fig
 
 
 def fit(table: Rows, test: Examples, title: str) -> Figure:
-    """For each feature, the part of y that it explains, with the lines of all solutions.
+    """For each feature, y less what the other terms explain, with the lines of all solutions.
 
-    What the other features and the bias explain is subtracted from y. Lower row: residuals from
-    the reference line, which is the true one, or the least-squares one where that is not known.
-    Without either, the figure says so.
+    Lower row: residuals from the true line, or from the first that is known.
     """
     *weights, bias = table
     figure = Figure(figsize=(5 * min(len(weights), FEATURES), 8), layout="constrained")

@@ -1,8 +1,6 @@
 """A run in MLflow: what is recorded of a result, and of a training that failed.
 
-A run's parameters, tags and artifacts say nothing of the user's machine but its
-platform: no path, no user name. MLflow itself adds one path: where the artifacts of a
-local store are.
+It tells no path and no user name, but for the path that MLflow adds of a local store's artifacts.
 """
 
 import contextlib
@@ -33,11 +31,7 @@ from tracking.store import connect, experiment, one_line_errors
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run holds.
-
-    `history` has a row per epoch; `metrics` are those of the test set; `digests` are the sha256
-    of the files that make up the result, data included; `figures` are by file name.
-    """
+    """What a run holds. `digests`: sha256 of all files of the result, data included."""
 
     model: str
     params: Params
@@ -52,9 +46,8 @@ class Result:
 def recorded(result: Result) -> Iterator[None]:
     """Record one result as a run of the model's experiment, then run the block.
 
-    Only where the block ends well does the run count as recorded: after a process that was
-    killed in between, the next one finds the run and makes no second. Raises InputError where
-    the store fails.
+    If a process is killed before the block has ended, the next one finds the run and makes no
+    second. Raises InputError where the store fails.
     """
     commit, patch = repository.state()
     tags = _origin_tags(commit, patch) | {
@@ -110,10 +103,7 @@ def _log(client: mlflow.MlflowClient, run_id: str, result: Result, patch: bytes)
 def record_failure(
     model: str, params: Params, history: Sequence[Mapping[str, float]], why: str
 ) -> None:
-    """Record a training that failed as a FAILED run, with its history up to there.
-
-    Raises InputError where the store fails.
-    """
+    """Record a training that failed as a FAILED run. Raises InputError where the store fails."""
     commit, patch = repository.state()
     tags = _origin_tags(commit, patch) | {"failure": why, MLFLOW_RUN_NOTE: why}
     with marker() as name, one_line_errors(f"MLflow did not take the failed run of {model}"):

@@ -1,7 +1,4 @@
-"""The model as MLflow serves it: the safetensors file and this loader, and no pickle.
-
-MLflow stores this package with each logged model, and `mlflow.pyfunc.load_model` calls it.
-"""
+"""Loads a model for `mlflow.pyfunc.load_model`; MLflow stores this package with each model."""
 
 from pathlib import Path
 from typing import Any

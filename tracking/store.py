@@ -28,10 +28,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db at the root of the main repository.
-
-    Raises InputError for a store that cannot be used.
-    """
+    """MLFLOW_TRACKING_URI, or mlflow.db in the main repository. Raises InputError as `database`."""
     path = database()
     return f"{SQLITE}{path}" if path else os.environ["MLFLOW_TRACKING_URI"]
 
@@ -39,8 +36,7 @@ def store_uri() -> str:
 def database() -> Path | None:
     """The file of a sqlite store; None for a server. Raises InputError for any other store.
 
-    A relative path counts from the root of the main repository: an experiment's own folder is
-    deleted after it, and the runs would go with it.
+    A relative path counts from the main repository: DVC deletes the folder of an experiment.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if uri.startswith(("http://", "https://", "postgresql")):
@@ -64,12 +60,10 @@ def database() -> Path | None:
 
 
 def connect(create: bool = True) -> mlflow.MlflowClient:
-    """A client of the store, which exists and is whole afterwards.
+    """A client of the store. Raises InputError for one that is missing and not to be created.
 
-    Raises InputError for a sqlite store that is missing and not to be created.
-
-    MLflow creates a sqlite store without a lock: of several processes that meet at a
-    fresh one all fail. So one process creates it, beside its place, and moves it there.
+    MLflow creates a sqlite store without a lock, and several processes that do so all fail.
+    So one process creates it, beside its place, and moves it there.
     """
     uri, path = store_uri(), database()
     if not path:
@@ -94,10 +88,7 @@ def without_password(uri: str) -> str:
 
 
 def _require_answer(uri: str) -> None:
-    """Ask a server for any answer at all, as MLflow itself would wait for minutes.
-
-    Raises InputError where there is none within seconds.
-    """
+    """Raise InputError where a server does not answer within seconds; MLflow waits for minutes."""
     try:
         if uri.startswith("http"):
             requests.get(
@@ -141,10 +132,7 @@ def experiment(client: mlflow.MlflowClient, params: Params, model: str) -> str:
 
 
 def experiment_tags(params: Params, model: str) -> dict[str, str]:
-    """The experiment's description, and a saved view of its runs with the columns that matter.
-
-    MLflow's own table of runs shows neither parameters nor results.
-    """
+    """A description, and a view of the runs with parameters and results, which MLflow's lacks."""
     measures = params.dataset(model).task.measures
     columns = [f"metrics.`{side}_{m}`" for m in measures for side in ("validation", "test")]
     settings = ["lr", "seed", "epochs", "batch_size", "optimizer"]

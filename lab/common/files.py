@@ -43,11 +43,7 @@ def root_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which becomes `path` when the block ends well.
-
-    At every moment `path` holds all of the old contents or all of the new.
-    Missing folders are made.
-    """
+    """A temporary path to write to, which becomes `path` at once when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -80,10 +76,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the file at once; numbers read back to the same value.
-
-    Raises InputError where one is NaN or infinite.
-    """
+    """Replace the file at once. Raises InputError where a number is NaN or infinite."""
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError as error:
@@ -104,10 +97,7 @@ def reading(path: Path, expected: str, *errors: type[Exception]) -> Iterator[Non
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The contents of a file of at most `limit` bytes.
-
-    Raises InputError where it cannot be read, is larger, or is a named pipe, which may block.
-    """
+    """The contents. Raises InputError for a larger file and a named pipe, which may block."""
     with reading(path, "a file"):
         if path.is_fifo():
             raise InputError(f"{path}: cannot be read: expected a file, found a named pipe")
@@ -166,10 +156,7 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Tensors and metadata of a safetensors file.
-
-    Raises InputError where it cannot be read, is not whole, or has duplicate keys.
-    """
+    """Tensors and metadata. Raises InputError for a file that is cut or has duplicate keys."""
     from safetensors import SafetensorError, safe_open
 
     with reading(path, "a whole safetensors file", SafetensorError, TypeError, RuntimeError):

@@ -44,8 +44,7 @@ _Class = TypeVar("_Class", bound=type)
 def class_named(package: str, name: str, base: _Class) -> _Class:
     """The subclass of `base` that the module `package.name` defines.
 
-    Raises ValueError, with the names there are, where there is no such module, and InputError
-    where it cannot be imported or defines none or several.
+    Raises ValueError, with the names there are, for no such module, and InputError for a bad one.
     """
     folder = Path(str(importlib.import_module(package).__file__)).parent
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")

@@ -21,11 +21,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Examples(NamedTuple):
-    """Features and targets, example by example.
-
-    Features are float32 (N, …). Targets are float32 (N, 1) for regression, and the
-    numbers of the classes, int64 (N,), for classification.
-    """
+    """Features float32 (N, …); targets float32 (N, 1), or classes, int64 (N,)."""
 
     features: "Tensor"
     targets: "Tensor"

@@ -74,16 +74,14 @@ def read_images(path: Path) -> "tuple[Tensor, Tensor]":
         raise InputError(f"{path}: expected tensors images and labels, found {sorted(tensors)}")
     images, labels = tensors["images"], tensors["labels"]
     if images.dtype != torch.uint8 or images.shape[1:] != (28, 28) or not len(images):
-        raise InputError(f"{path}: expected images uint8 (N, 28, 28), found {_type(images)}")
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise InputError(f"{path}: expected images uint8 (N, 28, 28), found {found}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise InputError(f"{path}: expected labels int64 ({len(images)},), found {_type(labels)}")
+        found = f"{labels.dtype} {tuple(labels.shape)}"
+        raise InputError(f"{path}: expected labels int64 ({len(images)},), found {found}")
     if labels.min() < 0 or labels.max() >= len(CLASSES):
         raise InputError(f"{path}: a label is not a class of 0 … {len(CLASSES) - 1}")
     return images, labels
-
-
-def _type(tensor: "Tensor") -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _examples(images: "Tensor", labels: "Tensor", device: "torch.device | str") -> Examples:

@@ -10,10 +10,7 @@ if TYPE_CHECKING:
 
 
 class Linear(Architecture):
-    """One layer of weights: softmax regression where the task is classification.
-
-    The softmax is part of the loss.
-    """
+    """One layer of weights. The softmax of softmax regression is part of the loss."""
 
     def build(self, inputs: tuple[int, ...], outputs: int) -> "nn.Module":
         """Weights of standard deviation 0.01 and biases of 0, as in the book."""
