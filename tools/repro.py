@@ -15,8 +15,8 @@ from lab.common import files
 from lab.schema import Params
 from stages import command
 from tools import repair
+from tracking.description import figures
 
-RESULT = {"test_accuracy": "accuracy {:.4f}", "test_r2": "R² {:.6f}", "test_loss": "loss {:.5f}"}
 NEXT = """
 Try next:
   make ui                                          # look at the runs
@@ -82,12 +82,9 @@ class Progress(logging.Filter):
 
 def result(p: Params, model: str, seconds: dict[str, float]) -> str:
     """A line with the model's results on the test set, and how long its stages took."""
-    metrics = files.read_json(schema.results(model) / "metrics.json")
-    known = {key: value for key, value in metrics.items() if value is not None}
-    figures = [text.format(known[key]) for key, text in RESULT.items() if key in known]
+    results = figures(files.read_json(schema.results(model) / "metrics.json"))
     took = [time for stage, time in seconds.items() if stage.endswith(f"@{model}")]
-    figures.append(f"{sum(took):.0f} s" if took else "unchanged")
-    return f"{p.models[model].title:24}{', '.join(figures)}"
+    return f"{p.models[model].title:24}{results}, {f'{sum(took):.0f} s' if took else 'unchanged'}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from lab.optimizers import Training
 from lab.schema import Params
 from tracking import repository
 
-SHOWN = {"test_accuracy": "accuracy", "test_r2": "R²", "test_loss": "loss"}
+SHOWN = {"test_accuracy": "accuracy {:.4f}", "test_r2": "R² {:.6f}", "test_loss": "loss {:.5f}"}
 
 
 def describe(
@@ -43,8 +43,8 @@ def describe(
     lines = [
         f"**{p.models[name].title}**, {what} commit `{commit[:7]}`",
         f"- **Check it to the last bit:** `make replay RUN={run}`",
-        f"- **On the test set:** {_figures(metrics)}"
-        + (f" (committed there: {_figures(before)})" if before and committed else ""),
+        f"- **On the test set:** {figures(metrics)}"
+        + (f" (committed there: {figures(before)})" if before and committed else ""),
         "- **Parameters that differ from the commit:** "
         + ((", ".join(changed) or "none") if committed else "the commit has no such model"),
         f"- **Trained** for {len(history)} epochs in {p.arithmetic} arithmetic; {lowest}",
@@ -100,6 +100,7 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
     return min(history, key=lambda row: row["validation_loss"])
 
 
-def _figures(metrics: Mapping[str, float | None]) -> str:
-    values = ((label, metrics.get(key)) for key, label in SHOWN.items())
-    return ", ".join(f"{label} {value:.6g}" for label, value in values if value is not None)
+def figures(metrics: Mapping[str, float | None]) -> str:
+    """The results on the test set, without those that are undefined."""
+    known = {key: value for key, value in metrics.items() if value is not None}
+    return ", ".join(text.format(known[key]) for key, text in SHOWN.items() if key in known)

@@ -69,10 +69,10 @@ def first_weights(model: Model) -> NDArray[np.float32] | None:
     first = next(iter(layers(model.network).values()))
     weights = next(iter(first.parameters())).detach()
     image = _image_size(model.shape.inputs)
-    if image and weights.dim() == 2 and weights.shape[1] == math.prod(image):
-        return np.asarray(weights.reshape(-1, *image).numpy())
     if weights.dim() == 4 and weights.shape[1] == 1:
-        return np.asarray(weights[:, 0].numpy())
+        image = (weights.shape[2], weights.shape[3])
+    if image and weights[0].numel() == math.prod(image):
+        return np.asarray(weights.reshape(-1, *image).numpy())
     return None
 
 
@@ -90,9 +90,8 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
     panels.append(("gradient by layer", "Euclidean norm, mean over steps", norms))
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     figure.suptitle(title)
-    for axes, (name, unit, columns) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    all_axes = figure.subplots(1, len(panels))
+    for axes, (name, unit, columns) in zip(all_axes, panels, strict=True):
         for label, column in columns.items():
             axes.plot(epochs, [row[column] for row in history], marker=".", label=label)
         axes.set(title=name, xlabel="epoch", ylabel=unit)

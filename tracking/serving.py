@@ -23,8 +23,7 @@ class Served:
         """Features (N, *inputs) to outputs (N, outputs): predictions, or logits of the classes."""
         with exact.mode():  # so that a prediction depends on neither the machine nor the batch
             outputs = self.model.predict(torch.from_numpy(model_input))
-        array: NDArray[np.float32] = outputs.numpy()
-        return array
+        return np.asarray(outputs.numpy())
 
 
 def _load_pyfunc(path: str) -> Served:  # the name that MLflow looks for
