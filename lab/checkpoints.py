@@ -3,6 +3,7 @@
 Its name is the digest of all that determines the result, so a stale checkpoint is never loaded.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lab import schema
 from lab.common import files, workspace
+from lab.common.files import InputError
 from lab.schema import Params
 
 INTERVAL = 10.0  # seconds between two checkpoints: a shorter training writes none
@@ -54,16 +56,12 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def _load(self) -> Saved | None:
-        if not self.path.exists():
-            return None
-        try:
+        with contextlib.suppress(InputError, ValueError, LookupError, TypeError, RecursionError):
             tensors, metadata = files.read_tensors(self.path)
             saved = json.loads(metadata["checkpoint"])
             if saved["sha256"] == self._digest(tensors, saved["state"]):
                 return Saved(tensors, json.loads(saved["state"]))
-        except (files.InputError, ValueError, KeyError, TypeError, RecursionError):
-            pass
-        return None  # damaged: the training begins anew, and will replace it
+        return None  # missing or damaged: the training begins anew, and will replace it
 
     def _digest(self, tensors: Mapping[str, Tensor], text: str) -> str:
         """Over name, state and tensors, since safetensors has no check of its own."""

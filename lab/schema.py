@@ -76,12 +76,9 @@ class Params(Strict):
     def flat(self, model: str) -> dict[str, Any]:
         """All that the model's result depends on, by the same names for every model."""
         entry = self.models[model]
-        data = flattened(self.dataset(model))
-        return (
-            {"seed": self.seed, "lr": self.lr, "arithmetic": self.arithmetic, "kind": entry.kind}
-            | flattened(self.training(model))
-            | {f"{entry.data}.{key}": value for key, value in data.items()}
-        )
+        flat = {"seed": self.seed, "lr": self.lr, "arithmetic": self.arithmetic, "kind": entry.kind}
+        data = flattened(self.dataset(model)).items()
+        return flat | flattened(self.training(model)) | {f"{entry.data}.{k}": v for k, v in data}
 
 
 def folder(data: str) -> Path:

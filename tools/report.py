@@ -41,11 +41,11 @@ def reproduces() -> str:
     changed = repository.git("diff", "--stat", "HEAD", "--", *OUTPUTS).decode().strip()
     pending = dvc("status").strip()
     causes = repository.git("diff", "--name-only", "HEAD", "--", *INPUTS).decode().splitlines()
-    if changed and causes:
-        said = "**Not committed:** the results differ, and so do these sources:"
-        return f"{said} {', '.join(f'`{path}`' for path in causes)}\n\n{fenced(changed)}"
     if changed:
         said = "**Not reproduced.** `make repro` gives other results than the commit:"
+        if causes:
+            said = "**Not committed:** the results differ, and so do these sources:"
+            said += f" {', '.join(f'`{path}`' for path in causes)}"
         return f"{said}\n\n{fenced(changed)}"
     if "up to date" not in pending:
         return f"**Not run.** `make repro` has work to do first:\n\n{fenced(pending)}"

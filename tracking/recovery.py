@@ -38,21 +38,19 @@ def recover_interrupted_runs(client: mlflow.MlflowClient, tags: Mapping[str, str
     """
     finished = []
     for path in _folder().iterdir():
-        try:
-            with FileLock(path, timeout=0):
-                ids = [experiment.experiment_id for experiment in client.search_experiments()]
-                marked = f"tags.{MARKER} = '{path.name}'"
-                runs = client.search_runs(ids, marked) if path.stat().st_size else []
-                for run in runs:
-                    if run.info.status == "RUNNING":
-                        client.set_tag(run.info.run_id, "failure", "the recorder did not finish")
-                        client.set_terminated(run.info.run_id, "FAILED")
-                if not any(run.info.status == "FINISHED" for run in runs):
-                    path.unlink()
-                elif any(tags.items() <= run.data.tags.items() for run in runs):
-                    finished.append(path)
-        except Timeout:
-            continue  # its process is still recording
+        # A process that is still recording has the lock.
+        with contextlib.suppress(Timeout), FileLock(path, timeout=0):
+            ids = [experiment.experiment_id for experiment in client.search_experiments()]
+            marked = f"tags.{MARKER} = '{path.name}'"
+            runs = client.search_runs(ids, marked) if path.stat().st_size else []
+            for run in runs:
+                if run.info.status == "RUNNING":
+                    client.set_tag(run.info.run_id, "failure", "the recorder did not finish")
+                    client.set_terminated(run.info.run_id, "FAILED")
+            if not any(run.info.status == "FINISHED" for run in runs):
+                path.unlink()
+            elif any(tags.items() <= run.data.tags.items() for run in runs):
+                finished.append(path)
     return finished
 
 

@@ -1,6 +1,7 @@
 """Linear regression and softmax regression: Xw + b (the book, chapters 3 and 4)."""
 
 import math
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from lab.models import Architecture
@@ -19,7 +20,4 @@ class Linear(Architecture):
         output = nn.Linear(math.prod(inputs), outputs)
         nn.init.normal_(output.weight, std=0.01)
         nn.init.zeros_(output.bias)
-        network = nn.Sequential()
-        network.add_module("flatten", nn.Flatten())
-        network.add_module("output", output)
-        return network
+        return nn.Sequential(OrderedDict(flatten=nn.Flatten(), output=output))
