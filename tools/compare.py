@@ -65,17 +65,18 @@ def recorded(models: Sequence[str]) -> pd.DataFrame:
     if runs.empty:
         raise InputError("no finished run is recorded: `make repro` or `dvc exp run` records some")
     runs["model"] = runs["experiment_id"].map(names)
-    runs["changes"] = runs.apply(changes, axis=1, committed=committed_parameters("HEAD"))
+    committed = {model: committed_parameters("HEAD", model) for model in models}
+    runs["changes"] = [changes(row, committed[row["model"]]) for _, row in runs.iterrows()]
     return runs
 
 
-def changes(run: pd.Series, committed: dict[str, dict[str, str]]) -> str:
+def changes(run: pd.Series, committed: dict[str, str]) -> str:
     """The run's parameters that differ from its model's in the commit, the seed left out."""
-    if run["model"] not in committed:
+    if not committed:
         return "(not in the commit)"
     values = run.filter(like="params.").dropna().drop("params.seed")
     found = {str(key).removeprefix("params."): value for key, value in values.items()}
-    names = differing(found, committed[run["model"]])
+    names = differing(found, committed)
     return " ".join(f"{name}={found[name]}" for name in names) or "(baseline)"
 
 

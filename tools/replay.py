@@ -91,9 +91,9 @@ def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
     """Compare the run's record with the files in the store, and with those of a new run."""
     tags = run.data.tags
     name = client.get_experiment(run.info.experiment_id).name
-    paths = [Path(tag.removeprefix(SHA256)) for tag in tags if tag.startswith(SHA256)]
-    paths.sort(key=lambda path: MADE.index(path.name) if path.name in MADE else len(MADE))
-    digests = {path: tags[f"{SHA256}{path.as_posix()}"] for path in paths}
+    shas = [(Path(t.removeprefix(SHA256)), sha) for t, sha in tags.items() if t.startswith(SHA256)]
+    order = {name: number for number, name in enumerate(MADE)}
+    digests = dict(sorted(shas, key=lambda item: order.get(item[0].name, len(MADE))))
     # The store may be another's: no path that leads out of the clone, or to other files of it.
     ours = all(
         path.parts[:1] in (("data",), ("results",))

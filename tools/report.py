@@ -61,7 +61,7 @@ def plots(commit: str) -> str:
     models = params.load().models.items()
     charts = [validation_loss(model, entry.title, commit) for model, entry in models]
     said = f"All of them: `{page.rpartition('/')[2]}` of the artifact `dvc_plots`."
-    return "\n\n".join([*(filter(None, charts) or ["No curve changed."]), said])
+    return "\n\n".join([*([c for c in charts if c] or ["No curve changed."]), said])
 
 
 def validation_loss(model: str, title: str, commit: str) -> str | None:

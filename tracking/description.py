@@ -28,7 +28,7 @@ def describe(
     origin = repository.dvc_experiment()
     commit = origin.get("DVC_EXP_BASELINE_REV") or repository.head()
     experiment = origin.get("DVC_EXP_NAME")
-    committed = committed_parameters(commit).get(name, {})
+    committed = committed_parameters(commit, name)
     before: dict[str, float | None] = {}
     with contextlib.suppress(ValueError):  # the commit has no results
         before = json.loads(repository.committed(commit, f"results/{name}/metrics.json") or "")
@@ -63,13 +63,13 @@ def plain(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def committed_parameters(commit: str) -> dict[str, dict[str, str]]:
-    """The parameters of each model in a commit; empty where this code cannot read them."""
+def committed_parameters(commit: str, model: str) -> dict[str, str]:
+    """The model's parameters in a commit; empty where it has none that this code can read."""
     try:
         p = params.parse(repository.committed(commit, "params.yaml") or "")
     except files.InputError:
         return {}
-    return {model: plain(p.flat(model)) for model in p.models}
+    return plain(p.flat(model)) if model in p.models else {}
 
 
 def differing(found: Mapping[str, str], committed: Mapping[str, str]) -> list[str]:
