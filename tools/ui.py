@@ -78,12 +78,10 @@ def show(address: str, tables: dict[str, str]) -> None:
 
 def require_free(port: int) -> None:
     """Raise InputError where another program has the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise InputError(f"port {port} cannot be used ({error}): make ui PORT=5001") from error
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"port {port} cannot be used ({error}): make ui PORT=5001") from error
 
 
 def answers(address: str) -> bool:

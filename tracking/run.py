@@ -49,8 +49,8 @@ def recorded(result: Result) -> Iterator[None]:
     If a process is killed before the block has ended, the next one finds the run and makes no
     second. Raises InputError where the store fails.
     """
-    commit, patch = repository.state()
-    tags = _origin_tags(commit, patch) | {
+    origin, patch = _origin()
+    tags = origin | {
         "fingerprint": fingerprint(result.digests),
         **{f"sha256.{path.as_posix()}": digest for path, digest in result.digests.items()},
     }
@@ -104,8 +104,8 @@ def record_failure(
     model: str, params: Params, history: Sequence[Mapping[str, float]], why: str
 ) -> None:
     """Record a training that failed as a FAILED run. Raises InputError where the store fails."""
-    commit, patch = repository.state()
-    tags = _origin_tags(commit, patch) | {"failure": why, MLFLOW_RUN_NOTE: why}
+    origin, patch = _origin()
+    tags = origin | {"failure": why, MLFLOW_RUN_NOTE: why}
     with marker() as name, one_line_errors(f"MLflow did not take the failed run of {model}"):
         client = connect()
         experiment_id = experiment(client, params, model)
@@ -166,8 +166,9 @@ def fingerprint(digests: Mapping[Path, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _origin_tags(commit: str, patch: bytes) -> dict[str, str]:
-    """Where a run comes from: commit, experiment of DVC, libraries and platform."""
+def _origin() -> tuple[dict[str, str], bytes]:
+    """Where a run comes from: commit, experiment of DVC, libraries and platform; and the patch."""
+    commit, patch = repository.state()
     libraries = ("dvc", "mlflow", "pandas", "safetensors", "torch")
     return {
         "git.commit": commit,
@@ -178,4 +179,4 @@ def _origin_tags(commit: str, patch: bytes) -> dict[str, str]:
         **{f"version.{name}": importlib.metadata.version(name) for name in libraries},
         "version.python": platform.python_version(),
         "platform": platform.platform(),
-    }
+    }, patch

@@ -28,14 +28,15 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db in the main repository. Raises InputError as `database`."""
+    """The address or path of the store. Raises InputError as `database` does."""
     path = database()
     return f"{SQLITE}{path}" if path else os.environ["MLFLOW_TRACKING_URI"]
 
 
 def database() -> Path | None:
-    """The file of a sqlite store; None for a server. Raises InputError for any other store.
+    """The file of a sqlite store, by default mlflow.db in the main repository; None for a server.
 
+    Raises InputError for any other store, and for a file that cannot be used.
     A relative path counts from the main repository: DVC deletes the folder of an experiment.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
@@ -91,11 +92,8 @@ def _require_answer(uri: str) -> None:
     """Raise InputError where a server does not answer within seconds; MLflow waits for minutes."""
     try:
         if uri.startswith("http"):
-            requests.get(
-                f"{uri}/health",
-                timeout=float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") or 5),
-                stream=True,
-            ).close()
+            patience = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") or 5)
+            requests.get(f"{uri}/health", timeout=patience, stream=True).close()
         else:
             sqlalchemy.create_engine(uri).connect().close()
     except requests.exceptions.SSLError:
