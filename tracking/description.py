@@ -75,7 +75,7 @@ def committed_parameters(commit: str, model: str) -> dict[str, str]:
 def differing(found: Mapping[str, str], committed: Mapping[str, str]) -> list[str]:
     """The names of the parameters that differ from the commit's, in the commit's order.
 
-    The settings of another optimiser or schedule than the commit's differ from its defaults.
+    The settings of another optimiser or schedule than the commit's are compared with its defaults.
     """
     expected = dict(committed)
     for choice in ("optimizer", "lr_schedule"):
