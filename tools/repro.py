@@ -38,10 +38,10 @@ def main() -> None:
         logging.getLogger(name).addFilter(progress)
     if status := dvc(["repro"]):
         sys.exit(status)
-    progress.end_stage()
+    seconds = progress.seconds()
     print()
     for model in p.models:
-        print(result(p, model, progress.seconds))
+        print(result(p, model, seconds))
     print(NEXT, end="")
 
 
@@ -58,26 +58,22 @@ class Progress(logging.Filter):
 
     def __init__(self, total: int) -> None:
         super().__init__()
-        self.total, self.number = total, 0
-        self.seconds: dict[str, float] = {}  # by stage
-        self.running: tuple[str, float] | None = None  # the stage, and when it began
+        self.total = total
+        self.begun: list[tuple[str, float]] = []  # the stage if it runs, and the time
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Put the stage's number before the message."""
         if record.msg in self.MESSAGES:
-            self.end_stage()
-            self.number += 1
-            if record.msg == self.RUNNING and isinstance(record.args, tuple):
-                self.running = str(record.args[0]), time.monotonic()
-            record.msg = f"[{self.number}/{self.total}] {record.msg}"
+            stage = record.getMessage().split("'")[1] if record.msg == self.RUNNING else ""
+            self.begun.append((stage, time.monotonic()))
+            record.msg = f"[{len(self.begun)}/{self.total}] {record.msg}"
         return True
 
-    def end_stage(self) -> None:
-        """Note how long the stage took that was running."""
-        if self.running:
-            stage, began = self.running
-            self.seconds[stage] = time.monotonic() - began
-            self.running = None
+    def seconds(self) -> dict[str, float]:
+        """How long each stage that ran took; the last one until now."""
+        ends = [*(began for _, began in self.begun[1:]), time.monotonic()]
+        pairs = zip(self.begun, ends, strict=False)
+        return {stage: end - began for (stage, began), end in pairs if stage}
 
 
 def result(p: Params, model: str, seconds: dict[str, float]) -> str:
