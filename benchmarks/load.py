@@ -38,9 +38,7 @@ def main() -> None:
     """Print the seconds until all have ended, and how many times one alone that is."""
     settings = " ".join(f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ)
     print(f"{os.cpu_count()} cores, {settings}, median of {ROUNDS}\n")
-    models = list(params.load(ROOT / "params.yaml").models)[
-        1:
-    ]  # the first starts longer than it trains
+    _, *models = params.load(ROOT / "params.yaml").models  # the first starts longer than it trains
     print(f"{'':20}" + "".join(f"{model:>22}" for model in models))
     taken: dict[tuple[str, str], list[float]] = {}
     for _ in range(ROUNDS):

@@ -2,8 +2,7 @@
 
     python -m benchmarks.seeds
 
-Reads the data that `make repro` has made. Prints, for each classifier, the mean ± the standard
-deviation of both, and the difference of the means in percentage points.
+Run `make repro` first, for the data.
 """
 
 import statistics

@@ -1,10 +1,9 @@
-"""What a killed training continues from.
+"""What a killed training continues from, kept outside the outputs that DVC removes first.
 
-A checkpoint is kept outside DVC's outputs, which DVC removes before a stage runs. Its file name is
-the digest of all that determines the result: a change of code, data or parameters changes the
-name, so a stale checkpoint is never loaded.
+Its name is the digest of all that determines the result, so a stale checkpoint is never loaded.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -15,10 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from lab import schema
 from lab.common import files, workspace
+from lab.common.files import InputError
 from lab.schema import Params
 
 INTERVAL = 10.0  # seconds between two checkpoints: a shorter training writes none
@@ -54,29 +55,18 @@ class Checkpoint:
             print(f"going on without a checkpoint: {files.one_line(error)}", file=sys.stderr)
         self._last = time.monotonic()
 
-    def remove(self) -> None:
-        """Delete it: the training is complete."""
-        self.path.unlink(missing_ok=True)
-
     def _load(self) -> Saved | None:
-        if not self.path.exists():
-            return None
-        try:
+        with contextlib.suppress(InputError, ValueError, LookupError, TypeError, RecursionError):
             tensors, metadata = files.read_tensors(self.path)
             saved = json.loads(metadata["checkpoint"])
             if saved["sha256"] == self._digest(tensors, saved["state"]):
                 return Saved(tensors, json.loads(saved["state"]))
-        except (files.InputError, ValueError, KeyError, TypeError, RecursionError):
-            pass
-        return None  # damaged: the training begins anew, and will replace it
+        return None  # missing or damaged: the training begins anew, and will replace it
 
     def _digest(self, tensors: Mapping[str, Tensor], text: str) -> str:
         """Over name, state and tensors, since safetensors has no check of its own."""
-        digest = hashlib.sha256(f"{self.path.name} {text}".encode())
-        for name in sorted(tensors):
-            digest.update(f" {name} ".encode())
-            digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        contents = f"{self.path.name} {text} ".encode() + save(dict(tensors))
+        return hashlib.sha256(contents).hexdigest()
 
 
 def find(model: str, params: Params, device: torch.device) -> Checkpoint:

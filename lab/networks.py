@@ -1,7 +1,4 @@
-"""A model with its weights: it is built, saved and loaded, and it predicts.
-
-A model's file is complete: it holds kind, settings and shape beside the weights.
-"""
+"""A model with its weights. Its file is complete: it also holds kind, settings and shape."""
 
 import contextlib
 import json
@@ -18,6 +15,7 @@ from lab.common.files import InputError, one_line, read_tensors, write_tensors
 from lab.common.settings import Strict
 from lab.models import Architecture, architecture_class
 
+NORM = "gradient_norm_"  # before a layer's name: its column of the history
 BATCH = 1000  # examples at once: a convolution needs a hundred times their memory
 Size = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -47,10 +45,7 @@ class Model(NamedTuple):
         write_tensors(path, self.network.state_dict(), ("model", json.dumps(description)))
 
     def predict(self, features: Tensor) -> Tensor:
-        """The outputs for features (N, *inputs), float32 (N, outputs), without gradients.
-
-        Raises InputError for features of another shape.
-        """
+        """Outputs (N, outputs) for features (N, *inputs). Raises InputError for another shape."""
         inputs, found = self.shape.inputs, tuple(features.shape[1:])
         if found != inputs:
             raise InputError(f"the model takes examples of shape {inputs}, the data have {found}")
@@ -63,8 +58,7 @@ class Model(NamedTuple):
 def exactly(seed: int | None = None, advice: str = "") -> Iterator[None]:
     """Compute exactly within the block; PyTorch's random operations follow from the seed.
 
-    Raises InputError, with the advice, where an operation has no exact implementation, and where
-    the machine cannot compute exactly.
+    Raises InputError where an operation or the machine is not exact, the former with the advice.
     """
     try:
         with exact.mode(seed=seed):

@@ -92,22 +92,10 @@ AnyOptimizer = Annotated[
 ]
 
 
-class Constant(Strict):
-    """The same learning rate from the first step to the last."""
+class Schedule(Strict):
+    """Constant, or down to 0: in a line, or along half a cosine (Loshchilov and Hutter 2017)."""
 
-    name: Literal["constant"]
-
-
-class Linear(Strict):
-    """Down to 0 in a straight line."""
-
-    name: Literal["linear"]
-
-
-class Cosine(Strict):
-    """Down to 0 along half a cosine (Loshchilov and Hutter 2017)."""
-
-    name: Literal["cosine"]
+    name: Literal["constant", "linear", "cosine"]
 
 
 class Step(Strict):
@@ -119,7 +107,7 @@ class Step(Strict):
 
 
 AnySchedule = Annotated[
-    Annotated[Constant | Linear | Cosine | Step, Field(discriminator="name")],
+    Annotated[Schedule | Step, Field(discriminator="name")],
     BeforeValidator(by_name),
 ]
 
@@ -137,11 +125,12 @@ class Training(Strict):
         from torch.optim import lr_scheduler
 
         steps = self.epochs * steps_per_epoch
-        match self.lr_schedule:
-            case Linear():
-                return lr_scheduler.LambdaLR(optimizer, lambda step: (steps - step) / steps)
-            case Cosine():
-                return lr_scheduler.CosineAnnealingLR(optimizer, steps)
-            case Step(epochs=epochs, factor=factor):
-                return lr_scheduler.StepLR(optimizer, epochs * steps_per_epoch, factor)
-        return lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        chosen = self.lr_schedule
+        if isinstance(chosen, Step):
+            return lr_scheduler.StepLR(optimizer, chosen.epochs * steps_per_epoch, chosen.factor)
+        if chosen.name == "cosine":
+            return lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        linear = chosen.name == "linear"
+        return lr_scheduler.LambdaLR(
+            optimizer, lambda step: (steps - step) / steps if linear else 1.0
+        )

@@ -3,24 +3,33 @@
 import contextlib
 import re
 import reprlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.reader import ReaderError
 
 from lab import schema
-from lab.common.files import InputError, one_line, read_bytes
+from lab.common.files import InputError, one_line, read_bytes, reading
 from lab.schema import Params
 
 PATH = Path("params.yaml")
 DEPTH = 5  # lists and sections within each other; ours have 3
 LARGEST = 100_000  # bytes of a file of parameters; ours has 5,000
+EXPECTED = {  # what pydantic says in words of Python, by its type of error
+    "dict_type": "a section of keys and values",
+    "model_attributes_type": "a name, or a section with a name",
+    "model_type": "a section of keys and values",
+    "string_pattern_mismatch": "a text that matches {pattern}",
+    "tuple_type": "a list",
+    "union_tag_invalid": "{expected_tags}",
+    "union_tag_not_found": "a name, or a section with a name",
+}
+PREFIX = "^(Input should be|(String|Tuple|Dictionary) should have|Value error,) "
 
 
 class ParamsError(InputError):
@@ -29,34 +38,43 @@ class ParamsError(InputError):
     exit_code = 2
 
 
+class _Constructor(SafeConstructor):
+    """Names the line of a value that cannot be read, as 2001-99-99 is no date."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except YAMLError:
+            raise
+        except Exception as error:
+            raise ConstructorError(None, None, str(error), node.start_mark) from error
+
+
 def load(path: Path = PATH) -> Params:
     """Read and check all parameters. Raises ParamsError, whose message is one line."""
     try:
-        return parse(read_bytes(path, LARGEST).decode(), path)
-    except UnicodeDecodeError as error:
-        raise ParamsError(f"{path}: expected text in UTF-8, found other bytes") from error
-    except ParamsError:
-        raise
+        with reading(path, "text in UTF-8"):
+            text = read_bytes(path, LARGEST).decode()
     except InputError as error:
         raise ParamsError(str(error)) from error
+    return parse(text, path)
 
 
 def parse(text: str, path: Path = PATH) -> Params:
     """Check all parameters. Raises ParamsError, whose message is one line, and names `path`."""
+    yaml = YAML(typ="safe", pure=True)  # DVC's own parser: `-S lr=1e-5` is a number to both
+    yaml.Constructor = _Constructor
     try:
         _require_plain(text, path)
-        # ruamel.yaml is DVC's own parser: `-S lr=1e-5` is a number to both.
-        tree = YAML(typ="safe", pure=True).load(text)
+        tree = yaml.load(text)
     except ParamsError:
         raise
     except Exception as error:  # beside its own, it has those of whatever it stumbles over
         raise ParamsError(f"{path}: {_yaml_problem(error, text)}") from error
-    kind: type[Params] = Params
     try:
-        kind = schema.schema_of(tree)
-        return kind.model_validate(tree)
+        return schema.schema_of(tree).model_validate(tree)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_first_problem(error, kind)}") from error
+        raise ParamsError(f"{path}: {_first_problem(error, tree)}") from error
 
 
 def _require_plain(text: str, path: Path) -> None:
@@ -72,32 +90,18 @@ def _require_plain(text: str, path: Path) -> None:
         elif depth > DEPTH:
             problem = f"expected YAML of at most {DEPTH} levels"
         if problem:
-            line = event.start_mark.line + 1
-            raise ParamsError(f"{path}: line {line}: {problem}")
+            raise ParamsError(f"{path}: line {event.start_mark.line + 1}: {problem}")
 
 
 def _yaml_problem(error: Exception, text: str) -> str:
-    problem, line = one_line(error) or type(error).__name__, None
+    problem, line = str(error) or type(error).__name__, None
     if isinstance(error, MarkedYAMLError):
-        problem = one_line(error.problem or "malformed")
+        problem = error.problem or "malformed"
         line = error.problem_mark and error.problem_mark.line + 1
     elif isinstance(error, ReaderError):
         problem = f"unacceptable character #x{error.character:04x}"
         line = text.count("\n", 0, error.position) + 1
-    else:
-        with contextlib.suppress(Exception):
-            line = next(_lines_that_fail(text), None)
-    return f"line {line}: expected YAML: {problem}" if line else f"expected YAML: {problem}"
-
-
-def _lines_that_fail(text: str) -> Iterator[int]:
-    """The lines of values that cannot be read, as 2001-99-99 is no date."""
-    for event in YAML(typ="safe", pure=True).parse(text):
-        if isinstance(event, ScalarEvent) and not event.style:  # what is quoted is text
-            try:
-                YAML(typ="safe", pure=True).load(event.value)
-            except Exception:
-                yield event.start_mark.line + 1
+    return f"{f'line {line}: ' if line else ''}expected YAML: {one_line(problem)}"
 
 
 def _printable(text: str) -> str:
@@ -105,74 +109,35 @@ def _printable(text: str) -> str:
     return text if text.isprintable() and len(text) <= 60 else reprlib.repr(text)
 
 
-def _first_problem(error: ValidationError, kind: type[Params]) -> str:
+def _first_problem(error: ValidationError, tree: Any) -> str:
     # A misspelt key is both unknown and missing: what was typed explains more.
-    problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
-    first = problems[0]
-    keys, accepted = _located(first["loc"], kind)
+    problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "unknown_key")
+    kind, value, location = (problems[0][part] for part in ("type", "input", "loc"))
+    context = problems[0].get("ctx", {})
+    keys = []
+    for part in location:  # which also has the names of choices, such as an optimiser's
+        with contextlib.suppress(LookupError, TypeError):
+            tree = tree[part]
+            keys.append(part)
+    if kind in ("missing", "invalid_key"):
+        keys.append(location[-1])
+    elif kind == "unknown_key":
+        keys.append(context["key"])
     key = ".".join(_printable(str(part)) for part in keys) or "the file"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    found = reprlib.repr(first["input"])  # short, also of aliases that unfold without end
-    found = found if len(found) <= 60 else found[:57] + "..."
-    message = re.sub("^(Input should be|(String|Tuple|Dictionary) should have) ", "", first["msg"])
-    match first["type"]:
-        case "missing":
-            return f"{key}: this key is missing{more}"
-        case "extra_forbidden":
-            return f"{key}: unknown key; accepted here: {', '.join(accepted)}{more}"
-        case "invalid_key":
-            return f"{key}: expected the name of a parameter as key{more}"
-        case "value_error":
-            said = message.removeprefix("Value error, ")
-            if isinstance(first["input"], str):
-                return f"{key} = {found}: expected {said}{more}"
-            return f"{key}: expected {said}{more}"
-        case "union_tag_invalid":
-            found = reprlib.repr(first["ctx"]["tag"])
-            message = first["ctx"]["expected_tags"].replace("'", "")
-        case "union_tag_not_found" | "model_attributes_type":
-            message = "a name, or a section with a name"
-        case "model_type" | "dict_type":
-            message = "a section of keys and values"
-        case "tuple_type":
-            message = "a list"
-        case "too_short" | "too_long":
-            message = message.replace(" after validation,", ",")
-        case "string_pattern_mismatch":
-            message = f"a text that matches {first['ctx']['pattern']}"
-    return f"{key} = {found}: expected {message}{more}"
-
-
-def _located(location: tuple[Any, ...], kind: Any) -> tuple[list[Any], list[str]]:
-    """The keys of the file that lead to a problem, and those that are accepted at its place.
-
-    Pydantic's location also has the names of choices, such as an optimiser's, and "[key]" after
-    a key that is wrong.
-    """
-    keys: list[Any] = []
-    accepted = list(Params.model_fields)
-    for part in location:
-        fields = getattr(kind, "model_fields", {})
-        accepted = list(fields) or accepted
-        if part == "[key]":
-            continue
-        if kind and not fields and part in (choices := dict(_choices(kind))):
-            kind = choices[part]
-            continue
-        keys.append(part)
-        if part in fields:
-            kind = fields[part].annotation
-            if (optional := get_args(kind)) and optional[-1] is NoneType:
-                kind = optional[0]
-        else:  # of a dict or a tuple, what it holds
-            kind = get_args(kind)[-1] if get_args(kind) else None
-    return keys, accepted
-
-
-def _choices(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The classes of a union, by the name that chooses each."""
-    for part in get_args(annotation):
-        if "name" in getattr(part, "model_fields", {}):
-            yield get_args(part.model_fields["name"].annotation)[0], part
-        else:
-            yield from _choices(part)
+    if kind == "missing":
+        said = f"{key}: this key is missing"
+    elif kind == "unknown_key":
+        said = f"{key}: {problems[0]['msg']}"
+    elif kind == "invalid_key":
+        said = f"{key}: expected the name of a parameter as key"
+    else:
+        found = reprlib.repr(context.get("tag", value))
+        found = f" = {found if len(found) <= 60 else found[:57] + '...'}"
+        if kind == "value_error" and not isinstance(value, str):
+            found = ""  # of several keys together
+        message = re.sub(PREFIX, "", problems[0]["msg"]).replace(" after validation,", ",")
+        expected = EXPECTED[kind].format(**context) if kind in EXPECTED else message
+        if kind == "union_tag_invalid":
+            expected = expected.replace("'", "")
+        said = f"{key}{found}: expected {expected}"
+    return f"{said} (and {len(problems) - 1} more)" if problems[1:] else said

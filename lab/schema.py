@@ -76,12 +76,9 @@ class Params(Strict):
     def flat(self, model: str) -> dict[str, Any]:
         """All that the model's result depends on, by the same names for every model."""
         entry = self.models[model]
-        data = flattened(self.dataset(model))
-        return (
-            {"seed": self.seed, "lr": self.lr, "arithmetic": self.arithmetic, "kind": entry.kind}
-            | flattened(self.training(model))
-            | {f"{entry.data}.{key}": value for key, value in data.items()}
-        )
+        flat = {"seed": self.seed, "lr": self.lr, "arithmetic": self.arithmetic, "kind": entry.kind}
+        data = flattened(self.dataset(model)).items()
+        return flat | flattened(self.training(model)) | {f"{entry.data}.{k}": v for k, v in data}
 
 
 def folder(data: str) -> Path:
@@ -109,10 +106,7 @@ class _Listed(BaseModel):
 
 
 def schema_of(tree: Any) -> type[Params]:
-    """`Params` with a section for each model that the file lists, and for its data set.
-
-    Raises ValidationError where the list is not valid.
-    """
+    """`Params` with sections for the models listed. Raises ValidationError for a bad list."""
     models = _Listed.model_validate(tree).models
     sections: dict[str, Any] = {}
     for name, entry in models.items():

@@ -69,10 +69,16 @@ class Regression:
         metrics = {f"test_{key}": value for key, value in metrics.items()}
         for a, b in (("learned", "analytic"), ("analytic", "true"), ("learned", "true")):
             if (first := solutions[a]) and (second := solutions[b]):
-                metrics[f"distance_{a}_{b}"] = distance(first, second)
+                squares = ((x - y) * (x - y) for x, y in zip(first, second, strict=True))
+                metrics[f"distance_{a}_{b}"] = math.sqrt(math.fsum(squares))
         pairs = zip(test.targets.flatten().tolist(), outputs.flatten().tolist(), strict=True)
         predictions = [{"actual": actual, "predicted": predicted} for actual, predicted in pairs]
-        return Evaluation(metrics, predictions, _weights_table(test, solutions))
+        names = [*(f"w{i}" for i in range(1, width)), "b"]
+        breakdown = [
+            {"parameter": name} | {kind: values and values[i] for kind, values in solutions.items()}
+            for i, name in enumerate(names)
+        ]
+        return Evaluation(metrics, predictions, breakdown)
 
 
 class Classification:
@@ -97,7 +103,12 @@ class Classification:
         return {"loss": _mean(self.losses(outputs, targets)), "accuracy": accuracy}
 
     def evaluate(self, outputs: "Tensor", test: "Examples") -> Evaluation:
-        """The confusion matrix, and per example the class with the largest probability."""
+        """The confusion matrix, and per example the class with the largest probability.
+
+        The matrix has a row per true class and a column per predicted one. Then the number of
+        examples; recall = true positives / examples of the class; precision = true positives /
+        examples predicted as it; None if the denominator is 0.
+        """
         metrics = {f"test_{k}": v for k, v in self.measure(outputs, test.targets).items()}
         probability, predicted = outputs.softmax(1).max(1)
         columns = (test.targets.tolist(), predicted.tolist(), probability.tolist())
@@ -105,29 +116,16 @@ class Classification:
             {"actual": self.classes[a], "predicted": self.classes[p], "probability": q}
             for a, p, q in zip(*columns, strict=True)
         ]
-        return Evaluation(metrics, predictions, self.confusion_table(outputs, test.targets))
-
-    def confusion_table(self, outputs: "Tensor", targets: "Tensor") -> Rows:
-        """The confusion matrix: a row per true class, a column per predicted one.
-
-        Then the number of examples; recall = true positives / examples of the class; precision =
-        true positives / examples predicted as it; None if the denominator is 0.
-        """
         n = self.outputs
-        counts = (targets * n + outputs.argmax(1)).bincount(minlength=n * n).view(n, n)
-        columns = (counts.diagonal(), counts.sum(1), counts.sum(0))
-        rows = zip(
-            self.classes, counts.tolist(), *(column.tolist() for column in columns), strict=True
-        )
-        return [
-            {"actual": name, **dict(zip(self.classes, row, strict=True))}
-            | {
-                "examples": actual,
-                "recall": right / actual if actual else None,
-                "precision": right / predicted if predicted else None,
-            }
-            for name, row, right, actual, predicted in rows
+        pairs = test.targets * n + outputs.argmax(1)
+        counts = pairs.bincount(minlength=n * n).view(n, n).tolist()
+        breakdown = [
+            {"actual": name, **dict(zip(self.classes, row, strict=True)), "examples": sum(row)}
+            | {"recall": _share(row[i], sum(row))}
+            | {"precision": _share(row[i], sum(other[i] for other in counts))}
+            for i, (name, row) in enumerate(zip(self.classes, counts, strict=True))
         ]
+        return Evaluation(metrics, predictions, breakdown)
 
 
 Task = Regression | Classification
@@ -136,6 +134,10 @@ Task = Regression | Classification
 def correct(outputs: "Tensor", targets: "Tensor") -> int:
     """The number of examples whose largest output is that of their class."""
     return int((outputs.argmax(1) == targets).sum())
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _mean(losses: "Tensor") -> float:
@@ -176,18 +178,3 @@ def analytic_solution(examples: "Examples") -> list[float] | None:
             if k != i:
                 m[k] = [a - m[k][i] * b for a, b in zip(m[k], m[i], strict=True)]
     return [float(row[d]) for row in m]
-
-
-def _weights_table(examples: "Examples", solutions: dict[str, list[float] | None]) -> Rows:
-    """The book's comparison, one row per weight: the values, empty where there are none."""
-    width = examples.features[0].numel()
-    names = [f"w{i}" for i in range(1, width + 1)] + ["b"]
-    return [
-        {"parameter": name} | {kind: values and values[i] for kind, values in solutions.items()}
-        for i, name in enumerate(names)
-    ]
-
-
-def distance(a: Sequence[float], b: Sequence[float]) -> float:
-    """The Euclidean distance."""
-    return math.sqrt(math.fsum((x - y) * (x - y) for x, y in zip(a, b, strict=True)))

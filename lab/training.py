@@ -17,7 +17,7 @@ from tqdm import tqdm
 from exact import random
 from lab.common.files import InputError
 from lab.datasets import Examples
-from lab.networks import Model, exactly, layers
+from lab.networks import NORM, Model, exactly, layers
 from lab.optimizers import Training
 from lab.schema import Arithmetic
 from lab.tasks import Task, correct
@@ -30,50 +30,43 @@ NORM_EVERY = 10  # steps; at each step it would take a fifth of the time
 
 @contextlib.contextmanager
 def arithmetic(kind: Arithmetic, seed: int | None = None) -> Iterator[None]:
-    """Compute exactly, or as PyTorch does on this machine, within the block.
+    """Compute exactly, or as PyTorch does on this machine; dropout follows from the seed.
 
-    PyTorch's own random operations, such as dropout, follow from the seed. Raises InputError
-    where exact arithmetic lacks an operation or the machine's support.
+    Raises InputError where exact arithmetic lacks an operation or the machine's support.
     """
     if seed is not None:  # else dropout would draw the numbers that the weights were drawn from
         seed = int(random.integers((1,), seed, "training"))
-    if kind == "native":
-        before = torch.are_deterministic_algorithms_enabled()
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which a GPU needs for it
-        torch.use_deterministic_algorithms(True)
-        try:
-            with torch.random.fork_rng():
-                if seed is not None:
-                    torch.manual_seed(seed)
-                yield
-        finally:
-            torch.use_deterministic_algorithms(before)
+    if kind == "exact":
+        with exactly(seed, advice="; or train with arithmetic=native"):
+            yield
         return
-    with exactly(seed, advice="; or train with arithmetic=native"):
-        yield
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which a GPU needs for it
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.random.fork_rng():
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def device() -> torch.device:
     """The GPU where there is one, else the CPU; the environment's DEVICE=cpu or cuda overrules.
 
-    It is no parameter of an experiment, as results do not depend on it. Raises InputError for
-    another DEVICE, or a GPU that is not there.
+    Raises InputError for another DEVICE, or a GPU that is not there.
     """
-    name = os.environ.get("DEVICE", "")
-    if name not in ("", "cpu", "cuda"):
-        raise InputError(f"DEVICE: expected cpu or cuda, found {name}")
-    if name == "cpu" or not torch.cuda.is_available():
-        if name == "cuda":
-            raise InputError("DEVICE: expected cpu, as PyTorch finds no GPU; found cuda")
-        return torch.device("cpu")
-    return torch.device("cuda")
+    available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    name = os.environ.get("DEVICE") or available[0]
+    if name not in available:
+        why = "" if "cuda" in available else ", as PyTorch finds no GPU"
+        raise InputError(f"DEVICE: expected {' or '.join(available)}{why}; found {name}")
+    return torch.device(name)
 
 
 class DivergedError(InputError):
-    """The loss is no longer finite.
-
-    `history`: completed epochs, plus the partial loss of the current one.
-    """
+    """The loss is not finite. `history`: completed epochs, plus the current one's partial loss."""
 
     def __init__(self, message: str, history: list[dict[str, Any]]) -> None:
         super().__init__(message)
@@ -82,19 +75,15 @@ class DivergedError(InputError):
 
 @dataclasses.dataclass
 class TrainState:
-    """Where a training is between two steps: what the next row of the history is made of.
-
-    `norms`: the gradient norms of the current epoch, by layer. `history`: a row for each
-    completed epoch.
-    """
+    """Where a training is between two steps: what the next row of the history is made of."""
 
     epoch: int = 1
     step: int = 0  # steps done in this epoch
     examples: int = 0  # examples in them
     loss_sum: float = 0.0  # over these examples
     correct: int = 0  # of them, where there are classes
-    norms: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    norms: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # by layer
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # completed epochs
 
 
 def minibatches(
@@ -118,9 +107,8 @@ def train(
 
     A row holds the epoch (from 1); the measures of the task on the training examples, as they
     were before each step, and on the validation examples at the end of the epoch; and for each
-    layer the Euclidean norm of the gradient, as the mean over every tenth step. A checkpoint is
-    continued from, and saved to from time to time. Raises DivergedError where the loss is NaN or
-    infinite.
+    layer the Euclidean norm of the gradient, as the mean over every tenth step.
+    Raises DivergedError where the loss is NaN or infinite.
     """
     network = model.network.to(train.features.device)
     n, classify = len(train.targets), "accuracy" in task.measures
@@ -171,7 +159,7 @@ def train(
             if classify:
                 row["train_accuracy"] = at.correct / n
             row |= {f"validation_{key}": value for key, value in measures.items()}
-            row |= {f"gradient_norm_{k}": math.fsum(v) / len(v) for k, v in at.norms.items()}
+            row |= {f"{NORM}{k}": math.fsum(v) / len(v) for k, v in at.norms.items()}
             at = TrainState(at.epoch + 1, history=[*at.history, row])
             progress.set_postfix(
                 {k: f"{v:.4f}" for k, v in row.items() if "loss" in k or "acc" in k}
@@ -188,16 +176,10 @@ def _state(
     if next(network.parameters()).is_cuda:
         tensors["generator/cuda"] = torch.cuda.get_rng_state()
     optimized = optimizer.state_dict()
-    plain: dict[int, dict[str, Any]] = {}
     for i, state in optimized["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{i}/{key}"] = value
-            else:
-                plain.setdefault(i, {})[key] = value
+        tensors |= {f"optimizer/{i}/{key}": tensor for key, tensor in state.items()}
     return tensors, {
         "at": dataclasses.asdict(at),
-        "optimizer": plain,
         "groups": optimized["param_groups"],
         "schedule": schedule.state_dict(),
     }
@@ -207,15 +189,14 @@ def _restore(
     saved: "Saved", network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
 ) -> TrainState:
     """Bring back what `_state` took, and return where training was."""
-    weights = {}
-    states: dict[int, dict[str, Any]] = {int(i): s for i, s in saved.state["optimizer"].items()}
+    weights: dict[str, Tensor] = {}
+    states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in saved.tensors.items():
-        part, _, key = name.partition("/")
-        if part == "network":
-            weights[key] = tensor
-        elif part == "optimizer":
-            index, _, key = key.partition("/")
-            states.setdefault(int(index), {})[key] = tensor
+        match name.split("/"):
+            case ["network", key]:
+                weights[key] = tensor
+            case ["optimizer", index, key]:
+                states.setdefault(int(index), {})[key] = tensor
     network.load_state_dict(weights)
     optimizer.load_state_dict({"state": states, "param_groups": saved.state["groups"]})
     schedule.load_state_dict(saved.state["schedule"])

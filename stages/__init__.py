@@ -47,19 +47,13 @@ def argument(description: str, name: str, choices: Iterable[str]) -> str:
     return str(getattr(parser.parse_args(), name))
 
 
-def no_arguments(description: str) -> None:
-    """Refuse arguments where a program takes none."""
-    argparse.ArgumentParser(description=description).parse_args()
-
-
 def run(main: Callable[[], None]) -> None:
     """Run a stage, one process at a time in this folder; errors are told as by `command`."""
     from lab.common.workspace import exclusive_lock
 
     def stage() -> None:
-        with exclusive_lock(
-            re.sub(r"[^\w-]", "_", " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]))
-        ):
+        name = " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
+        with exclusive_lock(re.sub(r"[^\w-]", "_", name)):
             main()
 
     command(stage)

@@ -1,12 +1,12 @@
 """Record one trained and evaluated model as an MLflow run: results/<model>/receipt.json.
 
-The only stage with an effect outside its outputs. The receipt names what was recorded
-by its contents, not by time or run, so it is the same wherever the result is.
+The receipt names what was recorded by its contents alone, so it is the same wherever the result is.
 """
 
 import math
 from pathlib import Path
-from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter
 
 from lab import networks, params, schema
 from lab.common import files, lockfile
@@ -15,6 +15,7 @@ from tracking import figures
 from tracking.run import Result, fingerprint, recorded
 
 TABLES = ("history.csv", "gradients.csv", "predictions.csv", "breakdown.csv", "metrics.json")
+METRICS = TypeAdapter(dict[str, FiniteFloat | None])
 
 
 def main() -> None:
@@ -37,37 +38,25 @@ def main() -> None:
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
-    """A row for each epoch, 1 to n: finite losses, measures, and the gradient norm of each layer.
-
-    Raises InputError for files that hold anything else.
-    """
+    """Measures and gradient norms of each epoch. Raises InputError for files with anything else."""
     path = folder / "history.csv"
     history = files.read_csv(path)
     epochs = [row.get("epoch") for row in history]
-    losses = [
-        row.get(f"{part}_loss", math.nan) for row in history for part in ("train", "validation")
-    ]
+    losses = [row.get(f"{p}_loss", math.nan) for row in history for p in ("train", "validation")]
     finite = losses and all(map(math.isfinite, losses))
     if not finite or epochs != list(range(1, len(history) + 1)):
         raise files.InputError(f"{path}: expected a row for each epoch from 1, with finite losses")
     path = folder / "gradients.csv"
-    try:
+    with files.reading(path, "epoch, layer and norm in each row", LookupError):
         for row in files.read_rows(path):
-            history[int(row["epoch"]) - 1][f"gradient_norm_{row['layer']}"] = float(row["norm"])
-    except (KeyError, ValueError, IndexError) as error:
-        raise files.InputError(f"{path}: expected epoch, layer and norm in each row") from error
+            history[int(row["epoch"]) - 1][f"{networks.NORM}{row['layer']}"] = float(row["norm"])
     return history
 
 
 def read_metrics(path: Path) -> dict[str, float | None]:
     """Finite numbers by name, None where one is undefined. Raises InputError for anything else."""
-    metrics: Any = files.read_json(path)
-    if not isinstance(metrics, dict) or not all(
-        value is None or (type(value) in (int, float) and math.isfinite(value))
-        for value in metrics.values()
-    ):
-        raise files.InputError(f"{path}: expected finite numbers by name")
-    return metrics
+    with files.reading(path, "finite numbers by name"):
+        return METRICS.validate_python(files.read_json(path), strict=True)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ import torch
 from lab import checkpoints, networks, params, schema, training
 from lab.common import files, lockfile
 from lab.datasets import require_valid
+from lab.networks import NORM
 from lab.schema import Params
 from stages import argument, run
-
-NORM = "gradient_norm_"
 
 
 def main() -> None:
@@ -46,7 +45,7 @@ def main() -> None:
     measures = [{k: v for k, v in row.items() if not k.startswith(NORM)} for row in history]
     files.write_csv(results / "history.csv", measures)
     files.write_csv(results / "gradients.csv", gradient_norms(history))
-    checkpoint.remove()
+    checkpoint.path.unlink(missing_ok=True)
 
 
 def gradient_norms(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

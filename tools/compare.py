@@ -19,8 +19,7 @@ from lab import params
 from lab.common.files import InputError
 from stages import command
 from tracking import store
-from tracking.description import committed_params
-from tracking.run import plain
+from tracking.description import committed_parameters, differing
 
 MEASURES = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss")
 
@@ -48,15 +47,14 @@ def main() -> None:
         if arguments.markdown
         else shown.to_string(index=False)
     )
-    if left_out := len(runs) - len(latest(runs)):
+    if left_out := len(runs) - table["seeds"].sum():
         print(f"\n{left_out} runs that repeat a row's parameters and seed are not counted again.")
 
 
 def recorded(models: Sequence[str]) -> pd.DataFrame:
-    """The finished runs of the models, newest first: a row each, with the names of MLflow's search.
+    """The finished runs of the models, newest first. Raises InputError where nothing is recorded.
 
-    The columns `model` and `changes` are added: `changes` has the parameters that differ from the
-    commit that is checked out. Raises InputError where nothing is recorded.
+    To MLflow's columns are added `model` and `changes`: the parameters that differ from HEAD's.
     """
     with store.one_line_errors("MLflow does not give the runs"):
         client = store.connect(create=False)
@@ -67,55 +65,37 @@ def recorded(models: Sequence[str]) -> pd.DataFrame:
     if runs.empty:
         raise InputError("no finished run is recorded: `make repro` or `dvc exp run` records some")
     runs["model"] = runs["experiment_id"].map(names)
-    baselines = {}
-    if committed := committed_params("HEAD"):
-        for model in committed.models:
-            flat = committed.flat(model).items()
-            baselines[model] = {f"params.{key}": plain(value) for key, value in flat}
-    runs["changes"] = [changes(row, baselines.get(row["model"], {})) for _, row in runs.iterrows()]
+    committed = {model: committed_parameters("HEAD", model) for model in models}
+    runs["changes"] = [changes(row, committed[row["model"]]) for _, row in runs.iterrows()]
     return runs
 
 
-def changes(run: pd.Series, baseline: dict[str, str]) -> str:
-    """The run's parameters that are not the baseline's, the seed left out."""
-    if not baseline:
+def changes(run: pd.Series, committed: dict[str, str]) -> str:
+    """The run's parameters that differ from its model's in the commit, the seed left out."""
+    if not committed:
         return "(not in the commit)"
-    names = [*baseline, *sorted(name for name in run.index if name not in baseline)]
-    differing = [
-        f"{name.removeprefix('params.')}={run[name]}"
-        for name in names
-        if name.startswith("params.") and name != "params.seed" and name in run
-        if pd.notna(run[name]) and run[name] != baseline.get(name)
-    ]
-    return " ".join(differing) or "(baseline)"
-
-
-def latest(runs: pd.DataFrame) -> pd.DataFrame:
-    """The newest run of each model, parameters and seed."""
-    return runs.drop_duplicates(["model", "changes", "params.seed"])
+    values = run.filter(like="params.").dropna().drop("params.seed")
+    found = {str(key).removeprefix("params."): value for key, value in values.items()}
+    names = differing(found, committed)
+    return " ".join(f"{name}={found[name]}" for name in names) or "(baseline)"
 
 
 def compared(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per model and parameters, best mean validation result first within each model.
-
-    Accuracy decides where there is one, else the loss.
-    """
+    """A row per model and parameters, best validation accuracy, or else loss, first."""
     # A row has the name of its first run: a later experiment repeats the models it does not change.
-    first = runs.groupby(["model", "changes"])["tags.mlflow.runName"].transform("last")
-    rows = []
-    for (model, changed), group in latest(runs).groupby(["model", "changes"], sort=False):
-        row = {"model": model, "differs in": changed, "seeds": len(group)}
-        for measure in MEASURES:
-            values = group.get(f"metrics.{measure}", pd.Series(dtype=float))
-            row |= {measure: values.mean(), f"{measure}_sd": values.std()}
-        row["experiment"] = first[group.index[0]]
-        row["fingerprint"] = " ".join(group["tags.fingerprint"].str[:10])
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    table = table.sort_values(["validation_accuracy", "validation_loss"], ascending=[False, True])
-    order = {model: number for number, model in enumerate(params.load().models)}
-    key = table["model"].map(lambda model: order.get(model, len(order)))
-    return table.iloc[key.argsort(kind="stable")].reset_index(drop=True)
+    first = runs.groupby(["model", "changes"])["tags.mlflow.runName"].last()
+    columns = runs.columns.union([f"metrics.{measure}" for measure in MEASURES])
+    latest = runs.reindex(columns=columns).drop_duplicates(["model", "changes", "params.seed"])
+    groups = latest.groupby(["model", "changes"], sort=False)
+    table = groups.size().to_frame("seeds").assign(experiment=first)
+    for measure in MEASURES:
+        values = groups[f"metrics.{measure}"]
+        table[[measure, f"{measure}_sd"]] = values.agg(["mean", "std"])
+    table["fingerprint"] = groups["tags.fingerprint"].agg(lambda all_: " ".join(all_.str[:10]))
+    table = table.reset_index(names=["model", "differs in"])
+    table["model"] = pd.Categorical(table["model"], list(params.load().models))
+    order = {"model": True, "validation_accuracy": False, "validation_loss": True}
+    return table.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -124,19 +104,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     for measure in MEASURES:
         form = ".4f" if measure.endswith("accuracy") else ".5g"
         pairs = zip(table[measure], table[f"{measure}_sd"], strict=True)
-        shown[measure.replace("_", " ")] = [figure(mean, sd, form) for mean, sd in pairs]
-    shown["fingerprint"] = [
-        text if count == 1 else f"{count} of them"
-        for text, count in zip(table["fingerprint"], table["seeds"], strict=True)
-    ]
+        shown[measure.replace("_", " ")] = [
+            ("" if pd.isna(mean) else f"{mean:{form}}") + ("" if pd.isna(sd) else f" ± {sd:.2g}")
+            for mean, sd in pairs
+        ]
+    several = table["seeds"].astype(str) + " of them"
+    shown["fingerprint"] = table["fingerprint"].where(table["seeds"] == 1, several)
     return shown
-
-
-def figure(mean: float, sd: float, form: str) -> str:
-    """A number, its deviation where there is one, nothing for no number."""
-    if pd.isna(mean):
-        return ""
-    return f"{mean:{form}}" if pd.isna(sd) else f"{mean:{form}} ± {sd:.2g}"
 
 
 if __name__ == "__main__":

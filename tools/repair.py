@@ -3,13 +3,12 @@
     make repro      # runs this first
     make repair     # or: python -m tools.repair --damaged
 
-Refuses wrong parameters before DVC removes anything. Repairs DVC's own files where a kill left
-them half-written. With --damaged also reads every output and every object of DVC's cache, and
-removes what is not what its name or dvc.lock says: `make repro` makes it again.
+Repairs DVC's own files where a kill left them half-written. With --damaged also removes outputs
+and objects of DVC's cache that are not what their name or dvc.lock says.
 """
 
 import argparse
-import json
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ def main() -> None:
     repair()
     if damaged:
         refuse_beside_dvc("look for damage")
-        found = [*left_behind(), *damaged_objects(), *damaged_outputs()]
+        found = list(damaged_files())
         for path in found:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             print(f"removed {path}, which was damaged or never complete")
@@ -55,18 +54,12 @@ def repair() -> Params:
 
 def repair_rwlock() -> None:
     """Remove DVC's note of who uses which file where it is no JSON, which stops every command."""
-    if RWLOCK.exists() and not is_json(RWLOCK):
-        refuse_beside_dvc(f"remove {RWLOCK}")
-        RWLOCK.unlink(missing_ok=True)
-        print(f"removed {RWLOCK}, which a killed DVC left half-written")
-
-
-def is_json(path: Path) -> bool:
-    """Whether the file can be parsed."""
-    try:
-        return isinstance(json.loads(path.read_bytes()), dict)
-    except ValueError:
-        return False
+    with contextlib.suppress(InputError):
+        if not RWLOCK.exists() or isinstance(files.read_json(RWLOCK), dict):
+            return
+    refuse_beside_dvc(f"remove {RWLOCK}")
+    RWLOCK.unlink(missing_ok=True)
+    print(f"removed {RWLOCK}, which a killed DVC left half-written")
 
 
 def repair_lock() -> None:
@@ -75,9 +68,8 @@ def repair_lock() -> None:
     if not lock.exists():
         return
     text = lock.read_text(encoding="utf-8", errors="replace")
-    if text != (committed := repository.git("show", f"HEAD:./{lock}").decode()) and not is_lock(
-        text
-    ):
+    committed = repository.git("show", f"HEAD:./{lock}").decode()
+    if text != committed and not is_lock(text):
         refuse_beside_dvc(f"restore {lock}")
         files.write_text(lock, committed)
         print(f"restored {lock} as committed, as it was half-written")
@@ -95,11 +87,9 @@ def is_lock(text: str) -> bool:
 
 def refuse_beside_dvc(what: str) -> None:
     """Raise InputError where another process of DVC is running in this repository."""
-    root = Path.cwd()
-    for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
-        words = process.info["cmdline"] or []
-        cwd = process.info["cwd"]
-        here = cwd and Path(cwd).is_relative_to(root)
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words, folder = process.info["cmdline"] or [], process.info["cwd"]
+        here = folder and Path(folder).is_relative_to(Path.cwd())
         if here and is_dvc(words) and process.pid != os.getpid():
             raise InputError(f"cannot {what}: DVC is at work here as process {process.pid}")
 
@@ -109,23 +99,14 @@ def is_dvc(words: list[str]) -> bool:
     return any(Path(word).name in ("dvc", "tools.repro") for word in words[:4])
 
 
-def left_behind() -> Iterator[Path]:
-    """The temporary files of stages that were killed while they wrote."""
+def damaged_files() -> Iterator[Path]:
+    """Temporary files of killed stages; objects of DVC's cache and outputs with other contents."""
     for folder in ("data", "results"):
         yield from (path for path in Path(folder).glob("*/.*") if path.is_file())
-
-
-def damaged_objects() -> Iterator[Path]:
-    """The objects of DVC's cache that are not what their name says."""
-    cache = Path(".dvc/cache/files/md5")
-    for path in sorted(cache.glob("??/*")):
-        name = path.parent.name + path.name
-        if files.digest(path, "md5") != name.removesuffix(".dir"):
+    for path in sorted(Path(".dvc/cache/files/md5").glob("??/*")):
+        md5 = (path.parent.name + path.name).removesuffix(".dir")
+        if files.digest(path, "md5") != md5:
             yield path
-
-
-def damaged_outputs() -> Iterator[Path]:
-    """The outputs that are there and are not what dvc.lock says."""
     for path, md5 in lockfile.outputs().items():
         if path.exists() and lockfile.md5(path) != md5:
             yield path

@@ -2,13 +2,11 @@
 
     make report                    # against main; or: python -m tools.report origin/main
 
-Run it after `make repro`. The plots of both sides are drawn into dvc_plots/, as far as the
-other side's results are in DVC's cache: `make repro` there puts them in.
+Run it after `make repro`. Plots need the other side's results in DVC's cache.
 """
 
 import argparse
 import csv
-import io
 
 from lab import params
 from lab.common.commands import output
@@ -43,11 +41,11 @@ def reproduces() -> str:
     changed = repository.git("diff", "--stat", "HEAD", "--", *OUTPUTS).decode().strip()
     pending = dvc("status").strip()
     causes = repository.git("diff", "--name-only", "HEAD", "--", *INPUTS).decode().splitlines()
-    if changed and causes:
-        said = "**Not committed:** the results differ, and so do these sources:"
-        return f"{said} {', '.join(f'`{path}`' for path in causes)}\n\n{fenced(changed)}"
     if changed:
         said = "**Not reproduced.** `make repro` gives other results than the commit:"
+        if causes:
+            said = "**Not committed:** the results differ, and so do these sources:"
+            said += f" {', '.join(f'`{path}`' for path in causes)}"
         return f"{said}\n\n{fenced(changed)}"
     if "up to date" not in pending:
         return f"**Not run.** `make repro` has work to do first:\n\n{fenced(pending)}"
@@ -61,11 +59,9 @@ def plots(commit: str) -> str:
     except (InputError, IndexError) as error:
         return f"Not drawn: {one_line(error)}"
     models = params.load().models.items()
-    charts = [
-        chart for model, entry in models if (chart := validation_loss(model, entry.title, commit))
-    ]
+    charts = [validation_loss(model, entry.title, commit) for model, entry in models]
     said = f"All of them: `{page.rpartition('/')[2]}` of the artifact `dvc_plots`."
-    return "\n\n".join([*charts, said] if charts else ["No curve changed.", said])
+    return "\n\n".join([*([c for c in charts if c] or ["No curve changed."]), said])
 
 
 def validation_loss(model: str, title: str, commit: str) -> str | None:
@@ -90,7 +86,7 @@ def _losses(path: str, revision: str | None) -> list[float]:
         text = dvc.api.read(path, rev=revision)
     except (DvcException, OSError):  # not in the cache, or not in that revision
         return []
-    return [float(row["validation_loss"]) for row in csv.DictReader(io.StringIO(text))]
+    return [float(row["validation_loss"]) for row in csv.DictReader(text.splitlines())]
 
 
 def dvc(*arguments: str) -> str:

@@ -2,10 +2,10 @@
 
     make repro      # or: python -m tools.repro
 
-Repairs first what a killed DVC left behind. Numbers the stages, and prints each model's result at
-the end. Exits as `dvc repro` does.
+Repairs first what a killed DVC left behind. Exits as `dvc repro` does.
 """
 
+import argparse
 import logging
 import sys
 import time
@@ -13,10 +13,10 @@ import time
 from lab import schema
 from lab.common import files
 from lab.schema import Params
-from stages import command, no_arguments
+from stages import command
 from tools import repair
+from tracking.description import figures
 
-RESULT = {"test_accuracy": "accuracy {:.4f}", "test_r2": "R² {:.6f}", "test_loss": "loss {:.5f}"}
 NEXT = """
 Try next:
   make ui                                          # look at the runs
@@ -27,7 +27,7 @@ Try next:
 
 def main() -> None:
     """Repair, run all stages, print the results."""
-    no_arguments("Run the pipeline.")
+    argparse.ArgumentParser(description="Run the pipeline.").parse_args()
     p = repair.repair()
     from dvc.cli import main as dvc
     from dvc.repo import Repo
@@ -38,10 +38,10 @@ def main() -> None:
         logging.getLogger(name).addFilter(progress)
     if status := dvc(["repro"]):
         sys.exit(status)
-    progress.end_stage()
+    seconds = progress.seconds()
     print()
     for model in p.models:
-        print(result(p, model, progress.seconds))
+        print(result(p, model, seconds))
     print(NEXT, end="")
 
 
@@ -58,36 +58,29 @@ class Progress(logging.Filter):
 
     def __init__(self, total: int) -> None:
         super().__init__()
-        self.total, self.number = total, 0
-        self.seconds: dict[str, float] = {}  # by stage
-        self.running: tuple[str, float] | None = None  # the stage, and when it began
+        self.total = total
+        self.begun: list[tuple[str, float]] = []  # the stage if it runs, and the time
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Put the stage's number before the message."""
         if record.msg in self.MESSAGES:
-            self.end_stage()
-            self.number += 1
-            if record.msg == self.RUNNING and isinstance(record.args, tuple):
-                self.running = str(record.args[0]), time.monotonic()
-            record.msg = f"[{self.number}/{self.total}] {record.msg}"
+            stage = record.getMessage().split("'")[1] if record.msg == self.RUNNING else ""
+            self.begun.append((stage, time.monotonic()))
+            record.msg = f"[{len(self.begun)}/{self.total}] {record.msg}"
         return True
 
-    def end_stage(self) -> None:
-        """Note how long the stage took that was running."""
-        if self.running:
-            stage, began = self.running
-            self.seconds[stage] = time.monotonic() - began
-            self.running = None
+    def seconds(self) -> dict[str, float]:
+        """How long each stage that ran took; the last one until now."""
+        ends = [*(began for _, began in self.begun[1:]), time.monotonic()]
+        pairs = zip(self.begun, ends, strict=False)
+        return {stage: end - began for (stage, began), end in pairs if stage}
 
 
 def result(p: Params, model: str, seconds: dict[str, float]) -> str:
     """A line with the model's results on the test set, and how long its stages took."""
-    metrics = files.read_json(schema.results(model) / "metrics.json")
-    known = {key: value for key, value in metrics.items() if value is not None}
-    figures = [text.format(known[key]) for key, text in RESULT.items() if key in known]
+    results = figures(files.read_json(schema.results(model) / "metrics.json"))
     took = [time for stage, time in seconds.items() if stage.endswith(f"@{model}")]
-    figures.append(f"{sum(took):.0f} s" if took else "unchanged")
-    return f"{p.models[model].title:24}{', '.join(figures)}"
+    return f"{p.models[model].title:24}{results}, {f'{sum(took):.0f} s' if took else 'unchanged'}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""The README's table of results, from results/*/metrics.json.
-
-python -m tools.results           # print it
-python -m tools.results --write   # put it into README.md
-"""
+"""Puts the README's table of results into it, from results/*/metrics.json."""
 
 import re
 import sys
@@ -12,7 +8,6 @@ from lab import params, schema
 from lab.common import files
 from stages import command
 
-README = Path("README.md")
 TEXTS = {
     "regression": "R² {test_r2:.6f}; weights within {distance_learned_true:.4f} of the true ones,"
     " {distance_learned_analytic:.4f} of the analytic solution",
@@ -31,11 +26,8 @@ def table() -> str:
 
 
 def main() -> None:
-    """Print the table, or put it into README.md."""
-    if "--write" in sys.argv:
-        write_between(README, "results", table())
-    else:
-        print(table(), end="")
+    """Put the table into README.md."""
+    write_between(Path("README.md"), "results", table())
 
 
 def marks(name: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lab import params
 from lab.common import files
 from lab.common.files import InputError
+from lab.networks import NORM
 from stages import command
 from tools import compare
 from tools.results import write_between
@@ -41,9 +42,9 @@ def main() -> None:
 
 
 def chosen(runs: pd.DataFrame, model: str, varied: str, fixed: set[str]) -> pd.DataFrame:
-    """The model's newest run for each value of the varied parameter, the others as given.
+    """The newest run for each value of one parameter; the others are the commit's and `fixed`.
 
-    That is: those of the commit but for `fixed`. Raises InputError where there are not two.
+    Raises InputError where there are not two.
     """
 
     def others(changes: str) -> set[str]:
@@ -62,31 +63,26 @@ def chosen(runs: pd.DataFrame, model: str, varied: str, fixed: set[str]) -> pd.D
 
 def activation_table(runs: pd.DataFrame) -> str:
     """Results by activation, and how the gradient thins out on its way to the first layer."""
-    rows = []
-    for activation, found in runs.sort_values("metrics.validation_accuracy").iloc[::-1].iterrows():
-        first, last = (found[f"metrics.gradient_norm_{layer}"] for layer in ("hidden_1", "output"))
-        row = {"activation": str(activation)}
-        for part in ("validation", "test"):
-            row[f"{part} accuracy"] = f"{found[f'metrics.{part}_accuracy']:.4f}"
-        row |= {"gradient norm, hidden 1": f"{first:.4f}", "gradient norm, output": f"{last:.4f}"}
-        rows.append(row)
-    return markdown(rows)
+    columns = {
+        "validation accuracy": "validation_accuracy",
+        "test accuracy": "test_accuracy",
+        "gradient norm, hidden 1": f"{NORM}hidden_1",
+        "gradient norm, output": f"{NORM}output",
+    }
+    best = runs.sort_values("metrics.validation_accuracy", ascending=False)
+    table = best[[f"metrics.{name}" for name in columns.values()]].map("{:.4f}".format)
+    return markdown(table.set_axis(list(columns), axis=1).rename_axis("activation"))
 
 
 def rate_table(runs: dict[str, pd.DataFrame]) -> str:
     """Validation loss or accuracy by learning rate, with a column for each title of a model."""
-    values = sorted({value for found in runs.values() for value in found.index}, key=float)
-    rows = []
-    for value in values:
-        row = {"lr": value}
-        for model, found in runs.items():
-            measure = "accuracy" if classifies(found) else "loss"
-            results = found[f"metrics.validation_{measure}"].to_dict()
-            form = ".3g" if measure == "loss" else ".4f"
-            title = f"{model}, validation {measure}"
-            row[title] = f"{results[value]:{form}}" if value in results else ""
-        rows.append(row)
-    return markdown(rows)
+    columns = {}
+    for model, found in runs.items():
+        measure, form = ("accuracy", "{:.4f}") if classifies(found) else ("loss", "{:.3g}")
+        values = found[f"metrics.validation_{measure}"].map(form.format)
+        columns[f"{model}, validation {measure}"] = values
+    table = pd.DataFrame(columns).fillna("").rename_axis("lr")
+    return markdown(table.sort_index(key=lambda rates: rates.astype(float)))
 
 
 def classifies(runs: pd.DataFrame) -> bool:
@@ -94,9 +90,9 @@ def classifies(runs: pd.DataFrame) -> bool:
     return bool(runs.get("metrics.validation_accuracy", pd.Series(dtype=float)).notna().any())
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    """A table of texts."""
-    return str(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)) + "\n"
+def markdown(table: pd.DataFrame) -> str:
+    """A table of texts, with its index as the first column."""
+    return str(table.reset_index().to_markdown(index=False, disable_numparse=True)) + "\n"
 
 
 def activation_figure(client: mlflow.MlflowClient, runs: pd.DataFrame) -> Figure:
@@ -108,7 +104,7 @@ def activation_figure(client: mlflow.MlflowClient, runs: pd.DataFrame) -> Figure
         history = client.get_metric_history(found["run_id"], "validation_accuracy")
         left.plot([m.step for m in history], [m.value for m in history], ".-", label=activation)
         norms = [
-            client.get_metric_history(found["run_id"], f"gradient_norm_{layer}")[0].value
+            client.get_metric_history(found["run_id"], f"{NORM}{layer}")[0].value
             for layer in layers
         ]
         right.plot([layer.replace("_", " ") for layer in layers], norms, "o-", label=activation)
@@ -125,9 +121,8 @@ def rate_figure(runs: dict[str, pd.DataFrame]) -> Figure:
     """The validation loss of each model over the learning rate."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, (model, found) in zip(figure.subplots(1, len(runs)), runs.items(), strict=True):
-        order = sorted(found.index, key=float)
-        losses = [found.at[value, "metrics.validation_loss"] for value in order]
-        axes.plot([float(value) for value in order], losses, "o-")
+        losses = found["metrics.validation_loss"].rename(float).sort_index()
+        axes.plot(losses.index, losses, "o-")
         axes.set(title=model, xlabel="learning rate", ylabel="validation loss")
         axes.set(xscale="log", yscale="linear" if classifies(found) else "log")
         axes.grid(alpha=0.3)

@@ -3,8 +3,7 @@
     make ui            # or: python -m tools.ui, at http://127.0.0.1:5000
     make ui PORT=5001
 
-Prints a link for each model to the table of its runs, with parameters and results as columns.
-MLflow's own first page is that of its part for language models.
+Prints a link to each model's runs. MLflow's own first page is that for language models.
 """
 
 import argparse
@@ -79,12 +78,10 @@ def show(address: str, tables: dict[str, str]) -> None:
 
 def require_free(port: int) -> None:
     """Raise InputError where another program has the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise InputError(f"port {port} cannot be used ({error}): make ui PORT=5001") from error
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"port {port} cannot be used ({error}): make ui PORT=5001") from error
 
 
 def answers(address: str) -> bool:

@@ -1,4 +1,1 @@
-"""How results are recorded and shown: MLflow's store and runs, figures, and git's commit.
-
-Nothing here decides a result.
-"""
+"""How results are recorded and shown. Nothing here decides a result."""

@@ -1,15 +1,20 @@
 """What MLflow's page says of a run, in five lines of Markdown."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from lab import params
 from lab.common import files
+from lab.common.settings import flattened
+from lab.optimizers import Training
 from lab.schema import Params
 from tracking import repository
 
-SHOWN = {"test_accuracy": "accuracy", "test_r2": "R²", "test_loss": "loss"}
+SHOWN = {"test_accuracy": "accuracy {:.4f}", "test_r2": "R² {:.6f}", "test_loss": "loss {:.5f}"}
 
 
 def describe(
@@ -23,11 +28,14 @@ def describe(
     origin = repository.dvc_experiment()
     commit = origin.get("DVC_EXP_BASELINE_REV") or repository.head()
     experiment = origin.get("DVC_EXP_NAME")
-    before, committed = baseline(name, commit)
+    committed = committed_parameters(commit, name)
+    before: dict[str, float | None] = {}
+    with contextlib.suppress(ValueError):  # the commit has no results
+        before = json.loads(repository.committed(commit, f"results/{name}/metrics.json") or "")
+    found = plain(p.flat(name))
     changed = [
-        f"{key} = {value} (there: {committed.get(key, 'none')})"
-        for key, value in p.flat(name).items()
-        if committed and committed.get(key) != value
+        f"{key} = {found[key]} (there: {committed.get(key, 'none')})"
+        for key in differing(found, committed)
     ]
     best = best_epoch(history)
     what = f"experiment *{experiment}* on" if experiment else "of"
@@ -35,33 +43,56 @@ def describe(
     lines = [
         f"**{p.models[name].title}**, {what} commit `{commit[:7]}`",
         f"- **Check it to the last bit:** `make replay RUN={run}`",
-        f"- **On the test set:** {_figures(metrics)}"
-        + (f" (committed there: {_figures(before)})" if before else ""),
+        f"- **On the test set:** {figures(metrics)}"
+        + (f" (committed there: {figures(before)})" if before and committed else ""),
         "- **Parameters that differ from the commit:** "
-        + (", ".join(changed) or ("none" if committed else "the commit has no such model")),
+        + ((", ".join(changed) or "none") if committed else "the commit has no such model"),
         f"- **Trained** for {len(history)} epochs in {p.arithmetic} arithmetic; {lowest}",
     ]
     return "\n".join(lines)
 
 
-def baseline(name: str, commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's metrics and parameters as committed; empty where there are none, or others."""
-    p = committed_params(commit)
-    if p is None or name not in p.models:
-        return {}, {}
-    try:
-        metrics = json.loads(repository.committed(commit, f"results/{name}/metrics.json") or "{}")
-    except ValueError:
-        metrics = {}
-    return metrics, p.flat(name)
+def plain(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as MLflow keeps them.
+
+    A list of one number is that number, so that runs can be sorted and plotted by it.
+    """
+    return {
+        key: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for key, value in settings.items()
+    }
 
 
-def committed_params(commit: str) -> Params | None:
-    """The parameters of a commit; None where this code cannot read them."""
+def committed_parameters(commit: str, model: str) -> dict[str, str]:
+    """The model's parameters in a commit; empty where it has none that this code can read."""
     try:
-        return params.parse(repository.committed(commit, "params.yaml") or "")
+        p = params.parse(repository.committed(commit, "params.yaml") or "")
     except files.InputError:
-        return None
+        return {}
+    return plain(p.flat(model)) if model in p.models else {}
+
+
+def differing(found: Mapping[str, str], committed: Mapping[str, str]) -> list[str]:
+    """The names of the parameters that differ from the commit's, in the commit's order.
+
+    The settings of another optimiser or schedule than the commit's are compared with its defaults.
+    """
+    expected = dict(committed)
+    for choice in ("optimizer", "lr_schedule"):
+        if found.get(choice) != committed.get(choice):
+            expected |= _defaults(choice, found.get(choice))
+    names = [*committed, *sorted(found.keys() - committed.keys())]
+    return [name for name in names if name in found and found[name] != expected.get(name)]
+
+
+def _defaults(choice: str, name: str | None) -> dict[str, str]:
+    """The default settings of an optimiser or schedule, and nothing for one of other code."""
+    names = {"optimizer": "sgd", "lr_schedule": "constant"} | {choice: name}
+    try:
+        settings = Training.model_validate({"epochs": 1, "batch_size": 1} | names)
+    except ValidationError:
+        return {}
+    return {k: v for k, v in plain(flattened(settings)).items() if k.startswith(f"{choice}.")}
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
@@ -69,6 +100,7 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
     return min(history, key=lambda row: row["validation_loss"])
 
 
-def _figures(metrics: Mapping[str, float | None]) -> str:
-    values = ((label, metrics.get(key)) for key, label in SHOWN.items())
-    return ", ".join(f"{label} {value:.6g}" for label, value in values if value is not None)
+def figures(metrics: Mapping[str, float | None]) -> str:
+    """The results on the test set, without those that are undefined."""
+    known = {key: value for key, value in metrics.items() if value is not None}
+    return ", ".join(text.format(known[key]) for key, text in SHOWN.items() if key in known)

@@ -1,11 +1,10 @@
 """The figures of a run: what a person looks at before trusting a number.
 
-Drawn from the files that the other stages wrote, into the tracking store and never
-into a DVC output, as no two releases of a drawing library agree on a pixel.
+They are no DVC output, as no two releases of a drawing library agree on a pixel.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lab import schema
-from lab.common.files import InputError, read_rows
+from lab.common.files import read_rows, reading
 from lab.datasets import Examples
-from lab.networks import Model, layers
+from lab.networks import NORM, Model, layers
 from lab.schema import Params
 from lab.tasks import Classification
 
@@ -28,38 +27,28 @@ FEATURES = 6  # columns of a fit at the most
 def draw(
     name: str, params: Params, model: Model, history: Sequence[Mapping[str, float]]
 ) -> dict[str, Figure]:
-    """The figures of one model's results, by file name.
-
-    Raises InputError where a file does not hold what its stage writes.
-    """
-    entry, dataset, folder = params.models[name], params.dataset(name), schema.results(name)
-    test = dataset.load_test(schema.folder(entry.data))
-    tables = {part: read_rows(folder / f"{part}.csv") for part in ("predictions", "breakdown")}
-    title, task = _literal(entry.title), dataset.task
-
-    def drawn(part: str, figure: Callable[..., Figure], *arguments: Any) -> Figure:
-        try:
-            return figure(tables[part], *arguments, title)
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            path = folder / f"{part}.csv"
-            raise InputError(f"{path}: not what this pipeline writes: {error!r}") from error
-
+    """The figures, by file name. Raises InputError for a table that no stage writes."""
+    entry, task = params.models[name], params.dataset(name).task
+    test = params.dataset(name).load_test(schema.folder(entry.data))
+    title, image = _literal(entry.title), _image_size(model.shape.inputs)
     figures = {"curves.png": curves(history, title)}
-    image = _image_size(model.shape.inputs)
-    if not isinstance(task, Classification):
-        figures["fit.png"] = drawn("breakdown", fit, test)
-    else:
-        figures["confusion.png"] = drawn("breakdown", confusion, task.classes)
-        if image:
+    path = schema.results(name) / "breakdown.csv"
+    with reading(path, "a table of this pipeline", LookupError, TypeError):
+        if isinstance(task, Classification):
+            figures["confusion.png"] = confusion(read_rows(path), task.classes, title)
+        else:
+            figures["fit.png"] = fit(read_rows(path), test, title)
+    path = schema.results(name) / "predictions.csv"
+    with reading(path, "a table of this pipeline", LookupError):
+        if image and isinstance(task, Classification):
             images = test.features.reshape(-1, *image).numpy()
-            figures["mistakes.png"] = drawn("predictions", mistakes, images)
+            figures["mistakes.png"] = mistakes(read_rows(path), images, title)
     weights = first_weights(model)
     if weights is not None:
         single = len(layers(model.network)) == 1  # else the units of the first layer are no classes
         names = task.classes if single and isinstance(task, Classification) else ()
         figures["weights.png"] = units(weights, names, title)
-    state = model.network.state_dict()
-    return figures | model.architecture.figures(state, title)
+    return figures | model.architecture.figures(model.network.state_dict(), title)
 
 
 def _literal(text: str) -> str:
@@ -80,10 +69,10 @@ def first_weights(model: Model) -> NDArray[np.float32] | None:
     first = next(iter(layers(model.network).values()))
     weights = next(iter(first.parameters())).detach()
     image = _image_size(model.shape.inputs)
-    if image and weights.dim() == 2 and weights.shape[1] == math.prod(image):
-        return np.asarray(weights.reshape(-1, *image).numpy())
     if weights.dim() == 4 and weights.shape[1] == 1:
-        return np.asarray(weights[:, 0].numpy())
+        image = (weights.shape[2], weights.shape[3])
+    if image and weights[0].numel() == math.prod(image):
+        return np.asarray(weights.reshape(-1, *image).numpy())
     return None
 
 
@@ -91,21 +80,18 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
     """Loss, accuracy where there is one, and gradient norms by layer, over the epochs."""
     epochs = [row["epoch"] for row in history]
     norms = {
-        key.removeprefix("gradient_norm_").replace("_", " "): key
-        for key in history[0]
-        if key.startswith("gradient_norm_")
+        key.removeprefix(NORM).replace("_", " "): key for key in history[0] if key.startswith(NORM)
     }
-    both = ("train", "validation")
-    panels = [("loss", "mean loss per example", {side: f"{side}_loss" for side in both})]
-    if "train_accuracy" in history[0]:
-        shares = {side: f"{side}_accuracy" for side in both}
-        panels.append(("accuracy", "accuracy", shares))
+    panels = [
+        (measure, unit, {part: f"{part}_{measure}" for part in ("train", "validation")})
+        for measure, unit in (("loss", "mean loss per example"), ("accuracy", "accuracy"))
+        if f"train_{measure}" in history[0]
+    ]
     panels.append(("gradient by layer", "Euclidean norm, mean over steps", norms))
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     figure.suptitle(title)
-    for axes, (name, unit, columns) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    all_axes = figure.subplots(1, len(panels))
+    for axes, (name, unit, columns) in zip(all_axes, panels, strict=True):
         for label, column in columns.items():
             axes.plot(epochs, [row[column] for row in history], marker=".", label=label)
         axes.set(title=name, xlabel="epoch", ylabel=unit)
@@ -142,10 +128,7 @@ def confusion(table: Rows, classes: Sequence[str], title: str) -> Figure:
 
 
 def mistakes(predictions: Rows, images: NDArray[Any], title: str) -> Figure:
-    """The test images on which the model was wrong and most confident.
-
-    `images`: (N, H, W), in the order of `predictions`.
-    """
+    """The most confident mistakes on the test images (N, H, W), in the order of `predictions`."""
     if len(images) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions of {len(images)} images")
     wrong = [i for i, row in enumerate(predictions) if row["actual"] != row["predicted"]]
@@ -190,11 +173,9 @@ def units(weights: NDArray[np.float32], names: Sequence[str], title: str) -> Fig
 
 
 def fit(table: Rows, test: Examples, title: str) -> Figure:
-    """For each feature, the part of y that it explains, with the lines of all solutions.
+    """For each feature, y less what the other terms explain, with the lines of all solutions.
 
-    What the other features and the bias explain is subtracted from y. Lower row: residuals from
-    the reference line, which is the true one, or the least-squares one where that is not known.
-    Without either, the figure says so.
+    Lower row: residuals from the true line, or from the first that is known.
     """
     *weights, bias = table
     figure = Figure(figsize=(5 * min(len(weights), FEATURES), 8), layout="constrained")

@@ -3,12 +3,11 @@
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlflow
 from filelock import FileLock, Timeout
-from mlflow.entities import Run
 
 from lab.common import workspace
 from tracking.store import store_uri
@@ -20,8 +19,7 @@ MARKER = "recording"  # the tag that names a run's marker file
 def marker() -> Iterator[str]:
     """The name of a marker file for a run that is being recorded, locked while this process lives.
 
-    The file is removed where the block ends well. One that stays says that a run may be half
-    written: a killed process, or one that lost its server, cannot say so in the store.
+    The file stays where the block does not end well: then the run may be half written.
     """
     name = uuid.uuid4().hex
     path = _folder() / name
@@ -34,26 +32,25 @@ def marker() -> Iterator[str]:
 
 
 def recover_interrupted_runs(client: mlflow.MlflowClient, tags: Mapping[str, str]) -> list[Path]:
-    """Mark runs of crashed recorders FAILED.
+    """Mark runs of crashed recorders FAILED; return the markers of finished runs with these tags.
 
-    Returns the markers of runs that did finish with these tags; the caller deletes them. The
-    markers of other finished runs stay for the recorder of their result.
+    The caller deletes them. Markers of other finished runs stay for the recorder of their result.
     """
     finished = []
     for path in _folder().iterdir():
-        try:
-            with FileLock(path, timeout=0):
-                runs = _marked(client, path.name) if path.stat().st_size else []
-                for run in runs:
-                    if run.info.status == "RUNNING":
-                        client.set_tag(run.info.run_id, "failure", "the recorder did not finish")
-                        client.set_terminated(run.info.run_id, "FAILED")
-                if not any(run.info.status == "FINISHED" for run in runs):
-                    path.unlink()
-                elif any(tags.items() <= run.data.tags.items() for run in runs):
-                    finished.append(path)
-        except Timeout:
-            continue  # its process is still recording
+        # A process that is still recording has the lock.
+        with contextlib.suppress(Timeout), FileLock(path, timeout=0):
+            ids = [experiment.experiment_id for experiment in client.search_experiments()]
+            marked = f"tags.{MARKER} = '{path.name}'"
+            runs = client.search_runs(ids, marked) if path.stat().st_size else []
+            for run in runs:
+                if run.info.status == "RUNNING":
+                    client.set_tag(run.info.run_id, "failure", "the recorder did not finish")
+                    client.set_terminated(run.info.run_id, "FAILED")
+            if not any(run.info.status == "FINISHED" for run in runs):
+                path.unlink()
+            elif any(tags.items() <= run.data.tags.items() for run in runs):
+                finished.append(path)
     return finished
 
 
@@ -61,8 +58,3 @@ def _folder() -> Path:
     """The folder of the marker files, one for each store."""
     store = hashlib.sha256(store_uri().encode()).hexdigest()[:16]
     return workspace.main_root() / workspace.NOTES / "recording" / store
-
-
-def _marked(client: mlflow.MlflowClient, name: str) -> Sequence[Run]:
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    return client.search_runs(ids, f"tags.{MARKER} = '{name}'")

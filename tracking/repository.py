@@ -15,7 +15,7 @@ RECORDED = (*CODE, "tracking")  # the folders whose new files a patch has
 
 
 def environment() -> dict[str, str]:
-    """This process's, less what DVC, MLflow and git set, and with its own Python first on PATH.
+    """This process's, with its own Python first, and without DVC's, MLflow's and git's variables.
 
     For commands in another clone, which these variables would lead back to this one.
     """
@@ -40,11 +40,9 @@ def clone(folder: Path) -> None:
 
 
 def state() -> tuple[str, bytes]:
-    """The commit, and as a patch what the working tree adds to it.
+    """The commit, and as a patch what the working tree adds. Raises InputError without a commit.
 
-    The patch holds changes to tracked files and new files of the code, but not what
-    the pipeline itself writes; it is empty where the tree is the commit. Raises
-    InputError where there is no commit.
+    The patch has changes of tracked files and new files of code, but not what the pipeline writes.
     """
     commit = head()
     objects = Path(os.fsdecode(git("rev-parse", "--git-path", "objects")).rstrip("\n"))
@@ -59,21 +57,10 @@ def state() -> tuple[str, bytes]:
         git("add", "--update", environment=aside)
         existing = [folder for folder in RECORDED if Path(folder).exists()]
         git("add", "--", *existing, environment=aside)
-        # With nothing of the user's own settings in it.
-        plain = ["--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/"]
-        outputs = [":!dvc.lock", ":!results"]
-        patch = git(
-            "diff",
-            "--cached",
-            "--binary",
-            *plain,
-            "--dst-prefix=b/",
-            "HEAD",
-            "--",
-            ".",
-            *outputs,
-            environment=aside,
-        )
+        # With nothing of the user's own settings in it, and without what the pipeline writes.
+        plain = "--binary --no-ext-diff --no-textconv --no-color --src-prefix=a/ --dst-prefix=b/"
+        paths = [".", ":!dvc.lock", ":!results"]
+        patch = git("diff", "--cached", *plain.split(), "HEAD", "--", *paths, environment=aside)
     return commit, patch
 
 

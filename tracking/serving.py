@@ -1,7 +1,4 @@
-"""The model as MLflow serves it: the safetensors file and this loader, and no pickle.
-
-MLflow stores this package with each logged model, and `mlflow.pyfunc.load_model` calls it.
-"""
+"""Loads a model for `mlflow.pyfunc.load_model`; MLflow stores this package with each model."""
 
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,7 @@ class Served:
         """Features (N, *inputs) to outputs (N, outputs): predictions, or logits of the classes."""
         with exact.mode():  # so that a prediction depends on neither the machine nor the batch
             outputs = self.model.predict(torch.from_numpy(model_input))
-        array: NDArray[np.float32] = outputs.numpy()
-        return array
+        return np.asarray(outputs.numpy())
 
 
 def _load_pyfunc(path: str) -> Served:  # the name that MLflow looks for

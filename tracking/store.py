@@ -28,25 +28,24 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db at the root of the main repository.
+    """The address or path of the store. Raises InputError as `database` does."""
+    path = database()
+    return f"{SQLITE}{path}" if path else os.environ["MLFLOW_TRACKING_URI"]
 
-    A relative sqlite path counts from that root: an experiment's own folder is
-    deleted after it, and the runs would go with it. Raises InputError for a store
-    that cannot be used.
+
+def database() -> Path | None:
+    """The file of a sqlite store, by default mlflow.db in the main repository; None for a server.
+
+    Raises InputError for any other store, and for a file that cannot be used.
+    A relative path counts from the main repository: DVC deletes the folder of an experiment.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    database = _database(uri)
-    return f"{SQLITE}{database}" if database else uri
-
-
-def _database(uri: str) -> Path | None:
-    """The file of a sqlite store; None for a server."""
-    if not uri.startswith(SQLITE):
-        if not uri.startswith(("http://", "https://", "postgresql")):
-            raise InputError(
-                f"MLFLOW_TRACKING_URI = {uri}: expected sqlite:///FILE or the address of a server"
-            )
+    if uri.startswith(("http://", "https://", "postgresql")):
         return None
+    if not uri.startswith(SQLITE):
+        raise InputError(
+            f"MLFLOW_TRACKING_URI = {uri}: expected sqlite:///FILE or the address of a server"
+        )
     path = workspace.main_root() / uri.removeprefix(SQLITE)
     if set("?%") & set(str(path)):
         raise InputError(f"{path}: MLflow cannot keep runs at a path with ? or % in it")
@@ -62,27 +61,24 @@ def _database(uri: str) -> Path | None:
 
 
 def connect(create: bool = True) -> mlflow.MlflowClient:
-    """A client of the store, which exists and is whole afterwards.
+    """A client of the store. Raises InputError for one that is missing and not to be created.
 
-    Raises InputError for a sqlite store that is missing and not to be created.
-
-    MLflow creates a sqlite store without a lock: of several processes that meet at a
-    fresh one all fail. So one process creates it, beside its place, and moves it there.
+    MLflow creates a sqlite store without a lock, and several processes that do so all fail.
+    So one process creates it, beside its place, and moves it there.
     """
-    uri = store_uri()
-    database = _database(uri)
-    if not database:
+    uri, path = store_uri(), database()
+    if not path:
         _require_answer(uri)
-    if database and not database.exists():
+    elif not path.exists():
         if not create:
-            raise InputError(f"{database}: no runs are recorded here: `make repro` records some")
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{database}.lock", timeout=120):
-            if not database.exists():
-                fresh = database.with_name(f".{database.name}.new")
+            raise InputError(f"{path}: no runs are recorded here: `make repro` records some")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=120):
+            if not path.exists():
+                fresh = path.with_name(f".{path.name}.new")
                 fresh.unlink(missing_ok=True)
                 mlflow.MlflowClient(f"{SQLITE}{fresh}").search_experiments()
-                fresh.replace(database)
+                fresh.replace(path)
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient()
 
@@ -93,17 +89,11 @@ def without_password(uri: str) -> str:
 
 
 def _require_answer(uri: str) -> None:
-    """Ask a server for any answer at all, as MLflow itself would wait for minutes.
-
-    Raises InputError where there is none within seconds.
-    """
+    """Raise InputError where a server does not answer within seconds; MLflow waits for minutes."""
     try:
         if uri.startswith("http"):
-            requests.get(
-                f"{uri}/health",
-                timeout=float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") or 5),
-                stream=True,
-            ).close()
+            patience = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") or 5)
+            requests.get(f"{uri}/health", timeout=patience, stream=True).close()
         else:
             sqlalchemy.create_engine(uri).connect().close()
     except requests.exceptions.SSLError:
@@ -119,20 +109,18 @@ def _require_answer(uri: str) -> None:
 def experiment(client: mlflow.MlflowClient, params: Params, model: str) -> str:
     """The id of the model's experiment, which is created where it is missing."""
     found = client.get_experiment_by_name(model)
-    if found is None:
+    if not found:
         location = None  # a server has a place of its own for artifacts
         if not store_uri().startswith("http"):
             # A database alone would put artifacts below the current folder.
-            database = _database(store_uri())
-            root = database.parent if database else workspace.main_root()
+            root = path.parent if (path := database()) else workspace.main_root()
             location = (root / "mlartifacts" / model).absolute().as_uri()
         try:
             return str(client.create_experiment(model, location, experiment_tags(params, model)))
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise  # without asking a server again that does not answer
-            found = client.get_experiment_by_name(model)  # another process was faster
-            if found is None:
+            if error.error_code == "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                found = client.get_experiment_by_name(model)
+            if not found:
                 raise
     if found.lifecycle_stage != "active":
         raise InputError(
@@ -142,30 +130,21 @@ def experiment(client: mlflow.MlflowClient, params: Params, model: str) -> str:
 
 
 def experiment_tags(params: Params, model: str) -> dict[str, str]:
-    """The experiment's description, and a saved view of its runs with the columns that matter.
-
-    MLflow's own table of runs shows neither parameters nor results.
-    """
+    """A description, and a view of the runs with parameters and results, which MLflow's lacks."""
     measures = params.dataset(model).task.measures
     columns = [f"metrics.`{side}_{m}`" for m in measures for side in ("validation", "test")]
-    settings: tuple[str, ...] = ("lr", "seed", "epochs", "batch_size", "optimizer")
-    columns += [
-        f"params.`{key}`" for key in (*settings, *type(params.architecture(model)).model_fields)
-    ]
+    settings = ["lr", "seed", "epochs", "batch_size", "optimizer"]
+    settings += type(params.architecture(model)).model_fields
+    columns += [f"params.`{key}`" for key in settings]
     columns += ["tags.`baseline`", "tags.`replayed`"]
     order = {"orderByKey": columns[0], "orderByAsc": measures[0] == "loss"}
     state = json.dumps({"selectedColumns": columns} | order)
-    view = {"name": "Results", "createdAt": milliseconds(), "state": state}
+    view = {"name": "Results", "createdAt": int(1000 * time.time()), "state": state}
     return {
         f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
         MLFLOW_RUN_NOTE: f"The runs of {model}, as the pipeline records them."
         " *Views*, *Results* shows parameters and results as columns, best validation first.",
     }
-
-
-def milliseconds() -> int:
-    """The time as MLflow counts it."""
-    return int(time.time() * 1000)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,7 @@ def output(
 ) -> bytes:
     """What a program prints on standard output.
 
-    Raises InputError with the program's own reason where it fails, cannot be started, or takes
-    longer than `timeout` seconds.
+    Raises InputError where it cannot be started, fails, or takes longer than `timeout` seconds.
     """
     name = " ".join([Path(command[0]).name, *map(str, command[1:2])])
     try:

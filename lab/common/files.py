@@ -28,10 +28,7 @@ class InputError(Exception):
 def one_line(error: object) -> str:
     """What the error says, shortened, without line breaks and control characters."""
     text = " ".join(str(error).split())
-    shown = "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for character in text[:LONGEST]
-    )
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:LONGEST])
     return shown + ("…" if len(text) > LONGEST else "")
 
 
@@ -46,11 +43,7 @@ def root_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which becomes `path` when the block ends well.
-
-    At every moment `path` holds all of the old contents or all of the new.
-    Missing folders are made.
-    """
+    """A temporary path to write to, which becomes `path` at once when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -83,10 +76,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the file at once; numbers read back to the same value.
-
-    Raises InputError where one is NaN or infinite.
-    """
+    """Replace the file at once. Raises InputError where a number is NaN or infinite."""
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError as error:
@@ -94,18 +84,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The contents of a file of at most `limit` bytes.
-
-    Raises InputError where it cannot be read, is larger, or is a named pipe, which may block.
-    """
+@contextlib.contextmanager
+def reading(path: Path, expected: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn OSError, ValueError and the given errors into InputError, which names the file."""
+    other_contents: tuple[type[Exception], ...] = (ValueError, *errors)
     try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except other_contents as error:
+        raise InputError(f"{path}: expected {expected}: {one_line(error)}") from error
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The contents. Raises InputError for a larger file and a named pipe, which may block."""
+    with reading(path, "a file"):
         if path.is_fifo():
             raise InputError(f"{path}: cannot be read: expected a file, found a named pipe")
         with path.open("rb") as file:
             contents = file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if len(contents) > limit:
         raise InputError(f"{path}: expected at most {limit:,} bytes")
     return contents
@@ -113,12 +110,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 def read_json(path: Path) -> Any:
     """What the file holds. Raises InputError where it cannot be read or is not JSON."""
-    try:
+    with reading(path, "JSON", RecursionError):
         return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected JSON: {one_line(error)}") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -132,24 +125,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table, as text. Raises InputError where it cannot be read or is ragged."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}: expected a table: {one_line(error)}") from error
-    if any(None in row or None in row.values() for row in rows):
-        raise InputError(f"{path}: expected a table: a row is longer or shorter than the header")
+    with reading(path, "a table", csv.Error), path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, strict=True))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row is longer or shorter than the header")
     return rows
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
     """The rows of a table of numbers. Raises InputError for anything else."""
-    try:
+    with reading(path, "a table of numbers"):
         return [{key: float(value) for key, value in row.items()} for row in read_rows(path)]
-    except ValueError as error:
-        raise InputError(f"{path}: expected a table of numbers: {one_line(error)}") from error
 
 
 def write_tensors(
@@ -169,38 +155,24 @@ def write_tensors(
             raise OSError(f"{path}: cannot be written: {one_line(error)}") from error
 
 
-def read_tensors(
-    path: Path, framework: Literal["pt", "np"] = "pt"
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, for torch or NumPy.
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Tensors and metadata. Raises InputError for a file that is cut or has duplicate keys."""
+    from safetensors import SafetensorError, safe_open
 
-    Raises InputError where it cannot be read, is not whole, or has duplicate keys.
-    """
-    import safetensors
-
-    try:
-        _require_no_duplicates(path)
-        with safetensors.safe_open(path, framework) as file:
+    with reading(path, "a whole safetensors file", SafetensorError, TypeError, RuntimeError):
+        with path.open("rb") as start:
+            size = int.from_bytes(start.read(8), "little")
+            json.loads(start.read(min(size, HEADER)), object_pairs_hook=_without_duplicates)
+        with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: not a whole safetensors file: {one_line(error)}") from error
 
 
-def _require_no_duplicates(path: Path) -> None:
-    """Raise ValueError where the header names a tensor twice: readers differ in which they take."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = file.read(min(size, HEADER))
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a key of the header is there twice")
-        return found
-
-    json.loads(header, object_pairs_hook=once)
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raise ValueError where the header has a key twice: readers differ in which they take."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key of the header is there twice")
+    return found
 
 
 def sha256(path: Path) -> str:
@@ -210,8 +182,5 @@ def sha256(path: Path) -> str:
 
 def digest(path: Path, algorithm: Literal["sha256", "md5"]) -> str:
     """The same by another algorithm."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path, "a file"), path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

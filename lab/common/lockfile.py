@@ -1,7 +1,6 @@
-"""Whether a file still is what its stage wrote.
+"""Each stage compares what it reads with dvc.lock.
 
 DVC trusts modification times and its cache, so it misses a file that a disk has corrupted.
-So each stage compares what it reads with dvc.lock.
 """
 
 import hashlib
@@ -17,10 +16,7 @@ LOCK = Path("dvc.lock")
 
 
 def require_unchanged(*paths: Path) -> None:
-    """Compare outputs of earlier stages with the md5 that dvc.lock has of them.
-
-    A path that dvc.lock does not name is let pass. Raises InputError for one that differs.
-    """
+    """Raise InputError for a path that dvc.lock lists with another md5."""
     recorded = outputs()
     for path in paths:
         if path in recorded and md5(path) != recorded[path]:
@@ -31,10 +27,7 @@ def require_unchanged(*paths: Path) -> None:
 
 
 def outputs() -> dict[Path, str]:
-    """The md5 of each output in dvc.lock, none where there is no such file.
-
-    Raises InputError where it cannot be read.
-    """
+    """The md5 of each output in dvc.lock, if there is one. Raises InputError if it is damaged."""
     try:
         stages = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"]
         outs = [out for stage in stages.values() for out in stage.get("outs", [])]
@@ -51,7 +44,6 @@ def md5(path: Path) -> str:
     """The digest by which DVC knows a file, or a folder with all its files."""
     if not path.is_dir():
         return digest(path, "md5")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = [{"md5": digest(f, "md5"), "relpath": f.relative_to(path).as_posix()} for f in files]
-    listed.sort(key=lambda each: each["relpath"])
+    files = {f.relative_to(path).as_posix(): f for f in path.rglob("*") if f.is_file()}
+    listed = [{"md5": digest(files[name], "md5"), "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"

@@ -4,7 +4,8 @@ import importlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from lab.common.files import InputError
 
@@ -18,6 +19,7 @@ Widths = Annotated[
     tuple[Annotated[int, Field(ge=1, le=65_536)], ...],
     Field(strict=False, min_length=1, max_length=64),
 ]
+UNKNOWN = "unknown key; accepted here: {accepted}"
 
 
 class Strict(BaseModel):
@@ -25,23 +27,27 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_accepted_keys(cls, section: Any) -> Any:
+        """An error that also has the known keys, where pydantic's own has the unknown one alone."""
+        for key in section if isinstance(section, dict) else ():
+            if isinstance(key, str) and key not in cls.model_fields:
+                known = {"key": key, "accepted": ", ".join(cls.model_fields)}
+                raise PydanticCustomError("unknown_key", UNKNOWN, known)
+        return section
+
 
 _Class = TypeVar("_Class", bound=type)
-
-
-def names_in(package: str) -> list[str]:
-    """The names of the package's modules, each of which holds one class to choose."""
-    folder = Path(str(importlib.import_module(package).__file__)).parent
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
 def class_named(package: str, name: str, base: _Class) -> _Class:
     """The subclass of `base` that the module `package.name` defines.
 
-    Raises ValueError, with the names there are, where there is no such module, and InputError
-    where it cannot be imported or defines none or several.
+    Raises ValueError, with the names there are, for no such module, and InputError for a bad one.
     """
-    names = names_in(package)
+    folder = Path(str(importlib.import_module(package).__file__)).parent
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     if name not in names:
         raise ValueError(" or ".join(names))
     path = f"{package.replace('.', '/')}/{name}.py"

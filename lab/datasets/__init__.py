@@ -6,7 +6,7 @@ A data set's name is that of its file, of its section in params.yaml and of its 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from lab.common.files import InputError, one_line
+from lab.common.files import InputError, reading
 from lab.common.settings import Strict, class_named
 
 if TYPE_CHECKING:
@@ -21,11 +21,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Examples(NamedTuple):
-    """Features and targets, example by example.
-
-    Features are float32 (N, …). Targets are float32 (N, 1) for regression, and the
-    numbers of the classes, int64 (N,), for classification.
-    """
+    """Features float32 (N, …); targets float32 (N, 1), or classes, int64 (N,)."""
 
     features: "Tensor"
     targets: "Tensor"
@@ -91,13 +87,9 @@ def read_numbers(path: Path) -> "pd.DataFrame":
     import numpy as np
     import pandas as pd
 
-    try:
-        with np.errstate(over="ignore"):  # infinite then, which is refused below
-            table = pd.read_csv(path, dtype="float32")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected a table of numbers: {one_line(error)}") from error
+    # A number that is too large becomes infinite, which is refused below.
+    with reading(path, "a table of numbers"), np.errstate(over="ignore"):
+        table = pd.read_csv(path, dtype="float32")
     # Else a row is longer than the first.
     if table.empty or not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path}: expected at least one row, and all as long as the header")

@@ -1,6 +1,7 @@
 """Linear regression and softmax regression: Xw + b (the book, chapters 3 and 4)."""
 
 import math
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from lab.models import Architecture
@@ -10,10 +11,7 @@ if TYPE_CHECKING:
 
 
 class Linear(Architecture):
-    """One layer of weights: softmax regression where the task is classification.
-
-    The softmax is part of the loss.
-    """
+    """One layer of weights. The softmax of softmax regression is part of the loss."""
 
     def build(self, inputs: tuple[int, ...], outputs: int) -> "nn.Module":
         """Weights of standard deviation 0.01 and biases of 0, as in the book."""
@@ -22,7 +20,4 @@ class Linear(Architecture):
         output = nn.Linear(math.prod(inputs), outputs)
         nn.init.normal_(output.weight, std=0.01)
         nn.init.zeros_(output.bias)
-        network = nn.Sequential()
-        network.add_module("flatten", nn.Flatten())
-        network.add_module("output", output)
-        return network
+        return nn.Sequential(OrderedDict(flatten=nn.Flatten(), output=output))

@@ -60,7 +60,7 @@ def test_what_was_saved_comes_back_whole_or_not_at_all(checkpoint: Checkpoint) -
     assert Checkpoint(other).saved is None
     checkpoint.path.write_bytes(contents)
     assert Checkpoint(checkpoint.path).saved  # the control
-    checkpoint.remove()
+    checkpoint.path.unlink()
     assert Checkpoint(checkpoint.path).saved is None
 
 

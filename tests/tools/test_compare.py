@@ -9,10 +9,11 @@ import pytest
 
 from lab import params
 from lab.common.files import InputError
+from lab.optimizers import Adam
 from lab.schema import Params
 from tests.conftest import Clone, Program
 from tools import compare
-from tracking import run, store
+from tracking import description, store
 from tracking.repository import ROOT
 
 FORMS: tuple[tuple[str, ...], ...] = ((), ("--markdown",), ("--csv",))
@@ -43,8 +44,8 @@ def record(p: Params, validation: float, test: float, model: str = "mlp", **info
     tags = {"fingerprint": f"{validation}{test}".replace(".", "") * 8}
     experiment = store.experiment(client, p, model)
     id_ = client.create_run(experiment, run_name=info.get("name"), tags=tags).info.run_id
-    for key, value in p.flat(model).items():
-        client.log_param(id_, key, run.plain(value))
+    for key, value in description.plain(p.flat(model)).items():
+        client.log_param(id_, key, value)
     measure = p.dataset(model).task.measures[0]
     client.log_metric(id_, f"validation_{measure}", validation)
     client.log_metric(id_, f"test_{measure}", test)
@@ -56,15 +57,18 @@ def test_a_row_is_the_newest_runs_of_all_seeds_and_the_best_validation_is_first(
 ) -> None:
     record(committed, 0.80, 0.95)  # best by the test, which must not count
     for seed, validation, name in ((1, 0.1, "first"), (1, 0.85, "repeated"), (2, 0.89, "another")):
-        changed = committed.model_copy(update={"seed": seed, "lr": 0.1})
-        record(changed, validation, 0.7, name=name)
-    mlp = committed.training("mlp").model_copy(update={"hidden": (64,)})
+        other = committed.model_copy(update={"seed": seed, "lr": 0.1})
+        record(other, validation, 0.7, name=name)
+    # The settings of another optimiser are changes where they are not its defaults.
+    adam = Adam(name="adam", eps=1e-7)
+    mlp = committed.training("mlp").model_copy(update={"hidden": (64,), "optimizer": adam})
     record(committed.model_copy(update={"mlp": mlp}), 0.84, 0.9)
     record(committed, 0.001, 0.002, "linear_regression")
     record(committed, 0.99, 0.99, status="FAILED")
     table = compare.compared(compare.recorded(list(committed.models)))
     assert list(table["model"]) == ["linear_regression", "mlp", "mlp", "mlp"]
-    assert list(table["differs in"]) == ["(baseline)", "lr=0.1", "hidden=64", "(baseline)"]
+    changed = "optimizer=adam hidden=64 optimizer.eps=1e-07"
+    assert list(table["differs in"]) == ["(baseline)", "lr=0.1", changed, "(baseline)"]
     assert list(table["seeds"]) == [1, 2, 1, 1]
     assert table["experiment"][1] == "first"  # an experiment repeats what it leaves alone
     shown = compare.readable(table)

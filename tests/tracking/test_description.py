@@ -44,7 +44,7 @@ def test_it_has_the_result_the_baseline_the_difference_and_the_way_to_replay(
     commit = repository.head()[:7]
     assert title == f"**Multilayer perceptron**, experiment *faster* on commit `{commit}`"
     assert "`make replay RUN=r1`" in replay
-    assert tested.endswith("accuracy 0.8, loss 0.5 (committed there: accuracy 0.75)")
+    assert tested.endswith("accuracy 0.8000, loss 0.50000 (committed there: accuracy 0.7500)")
     assert differing.endswith("lr = 0.1 (there: 0.03), optimizer.momentum = 0.8 (there: 0.9)")
     assert "lowest validation loss 0.25 in epoch 2" in trained
 

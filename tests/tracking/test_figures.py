@@ -156,7 +156,7 @@ def test_figures_are_those_of_the_task_and_of_images_their_weights(
 @pytest.mark.parametrize("table", ["breakdown.csv", "predictions.csv"])
 def test_a_table_of_something_else_is_refused_in_one_line(draw: Draw, table: str) -> None:
     files.write_csv(Path("results/mlp", table), [{"other": 1}])
-    with pytest.raises(InputError, match=f"{table}: not what this pipeline writes"):
+    with pytest.raises(InputError, match=f"{table}: expected a table of this pipeline"):
         draw("mlp", IMAGE, CONVOLUTION)
 
 

@@ -12,7 +12,7 @@ from lab import params
 from lab.common import files
 from lab.networks import Shape
 from tests import servers
-from tracking import repository, run, store
+from tracking import description, repository, run, store
 from tracking.repository import ROOT
 
 HISTORY = [
@@ -56,7 +56,7 @@ def test_a_run_holds_parameters_metrics_tags_data_and_artifacts(
     (found,) = recorded()
     client, id_ = store.connect(), found.info.run_id
     assert found.info.status == "FINISHED" and found.info.run_name == "good-name"
-    expected = {key: run.plain(value) for key, value in params.load().flat("mlp").items()}
+    expected = description.plain(params.load().flat("mlp"))
     assert found.data.params == expected
     some = {"lr": "0.03", "hidden": "256,128", "optimizer": "sgd", "optimizer.momentum": "0.9"}
     assert some.items() <= expected.items()
