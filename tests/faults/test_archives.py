@@ -23,8 +23,16 @@ from lab import download
 from lab.common import lockfile
 from stages import prepare
 from tests.conftest import Program
-from tests.inputs import SPECIAL_FILES, Request, no_proxy, page, refusing, serving, settings
-from tests.lab.test_params import edited
+from tests.inputs import (
+    SPECIAL_FILES,
+    Request,
+    edited,
+    no_proxy,
+    page,
+    refusing,
+    serving,
+    settings,
+)
 from tracking import repository
 from tracking.repository import ROOT
 

@@ -6,7 +6,7 @@ from lab import params, schema
 from lab.common.files import InputError
 from lab.datasets import fashion_mnist, regression_data
 from lab.models import linear, mlp
-from tests.lab.test_params import GOOD, replaced
+from tests.inputs import GOOD, replaced
 
 ENTRY = (
     "  small:\n    title: Small\n    kind: mlp\n    data: regression_data\n    task: regression\n"
