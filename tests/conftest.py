@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -228,6 +230,16 @@ def finished(shared_folder: Path, mirror: Path) -> Clone:
 def clone(finished: Clone, tmp_path: Path) -> Clone:
     """A copy of the finished pipeline for one test."""
     return finished.copy(tmp_path / "clone")
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Limits memory to half a GiB more than is in use."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + 2**29
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 Program = Callable[..., subprocess.CompletedProcess[str]]

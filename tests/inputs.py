@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ruamel.yaml import YAML
 
 from lab import download, params
@@ -79,13 +78,6 @@ def settings(*sources: str, **changes: object) -> download.Download:
     good = params.load(ROOT / "tests/params.yaml").download
     assert good
     return good.model_copy(update={"sources": sources, **changes})
-
-
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave no source but those that are given."""
-    monkeypatch.delenv("FASHION_MNIST_MIRROR", raising=False)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def _bind_socket(path: Path) -> None:

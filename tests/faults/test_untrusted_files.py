@@ -11,19 +11,17 @@ import os
 import pickle
 import random
 import re
-import resource
 import runpy
 import struct
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import safetensors.numpy
 import torch
@@ -233,16 +231,6 @@ def is_refused(reader: str, path: Path) -> bool:
         assert time.process_time() - start < 5
     assert valid(value)
     return False
-
-
-@pytest.fixture
-def little_memory() -> Iterator[None]:
-    """Limits memory to half a GiB more than is in use."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    limit = psutil.Process().memory_info().vms + 2**29
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @fault(
