@@ -121,6 +121,12 @@ def empty_store(shared_folder: Path) -> Path:
     return path
 
 
+def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
+    """The bytes of all files in the folder, or of those that a pattern fits; hidden files too."""
+    paths = (path for pattern in patterns or ["**/*"] for path in folder.glob(pattern))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.is_file()}
+
+
 class Clone:
     """A clone of the working tree, in which commands run as a user would run them."""
 
@@ -183,6 +189,13 @@ class Clone:
                 db.execute(change, (self.folder.as_uri(), folder.as_uri()))
             db.commit()
         return clone
+
+    def statuses(self) -> list[str]:
+        """The statuses of the runs in MLflow's store, which must be a whole database."""
+        with contextlib.closing(sqlite3.connect(self.folder / "mlflow.db")) as db:
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+            return [status for (status,) in db.execute("SELECT status FROM runs")]
 
     def forget_runs(self) -> None:
         """Remove MLflow's store."""

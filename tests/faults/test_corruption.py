@@ -14,11 +14,12 @@ import pytest
 from lab.common import lockfile
 from lab.common.files import InputError
 from stages import evaluate, record, train
-from tests.conftest import Clone, Program
+from tests.conftest import Clone, Program, contents
 
 pytestmark = pytest.mark.slow
 fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "9. Corruption")
 MODEL = Path("results/mlp/model.safetensors")
+OUTPUTS = ("data/**/*", "results/**/*")
 INPUTS = [  # stage, model, and a file that it reads
     (train, "mlp", "data/fashion_mnist/train.safetensors"),
     (train, "linear_regression", "data/regression_data/train.csv"),
@@ -43,12 +44,6 @@ def flip(path: Path, at: int | None = None) -> None:
         file.write(bytes([byte ^ 1]))
     path.chmod(before.st_mode)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def outputs(clone: Clone) -> dict[str, bytes]:
-    """All data and results."""
-    paths = [path for folder in ("data", "results") for path in (clone.folder / folder).rglob("*")]
-    return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 
 def name_in_lock(path: Path) -> Path:
@@ -79,16 +74,16 @@ def test_a_stage_refuses_a_corrupt_input_and_dvc_does_not_notice(
     assert clone.run("dvc", "status", "--quiet") == ""  # the control
     for path in paths:
         flip(path)
-    before = outputs(clone)
+    before = contents(clone.folder, *OUTPUTS)
     for (stage, model, _), path in zip(INPUTS, paths, strict=True):
         flip(path)
-        corrupt = outputs(clone)
+        corrupt = contents(clone.folder, *OUTPUTS)
         done = in_process(stage, model)
         assert done.returncode == 1 and not done.stdout, done.stderr
         line = f"error: {name_in_lock(path)} is not what dvc.lock says was made: "
         assert done.stderr.startswith(line) and "`make repair`" in done.stderr
         assert len(done.stderr.splitlines()) == 1
-        assert outputs(clone) == corrupt != before
+        assert contents(clone.folder, *OUTPUTS) == corrupt != before
         flip(path)
     assert not Path("mlflow.db").exists()
     times(len(paths))
@@ -133,12 +128,12 @@ def test_any_lost_byte_of_any_output_is_found(
     "before, the stages refuse",
 )
 def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
-    lock, good = (clone.folder / "dvc.lock").read_bytes(), outputs(clone)
+    lock, good = (clone.folder / "dvc.lock").read_bytes(), contents(clone.folder, *OUTPUTS)
     model, cached = clone.folder / MODEL, in_cache(clone, MODEL)
     flip(cached)
     model.unlink()
     clone.run("dvc", "checkout")
-    assert model.read_bytes() == cached.read_bytes() != good[str(model)]
+    assert model.read_bytes() == cached.read_bytes() != good[str(MODEL)]
     for command in (
         ("python", "-m", "stages.evaluate", "mlp"),
         ("dvc", "repro", "--force", "--single-item", "evaluate@mlp"),
@@ -161,9 +156,12 @@ def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
     assert {folder if path.parent == folder else path for path in gone} == damaged
 
     clone.run("dvc", "repro")
-    assert outputs(clone) == good and (clone.folder / "dvc.lock").read_bytes() == lock
+    assert (
+        contents(clone.folder, *OUTPUTS) == good
+        and (clone.folder / "dvc.lock").read_bytes() == lock
+    )
     assert clone.run("git", "status", "--porcelain") == ""
     assert clone.run("python", "-m", "tools.repair", "--damaged") == "nothing is damaged\n"
     model.unlink()
     clone.run("dvc", "checkout")  # the cache is whole again
-    assert outputs(clone) == good
+    assert contents(clone.folder, *OUTPUTS) == good

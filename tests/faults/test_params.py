@@ -383,7 +383,7 @@ def test_special_files_are_refused(refusal: Refusal, kind: str) -> None:
 def test_nothing_is_repaired_with_bad_parameters(
     refusal: Refusal, in_process: Program, times: Times
 ) -> None:
-    mistakes = [*FILES, *EXPLOSIONS, (TAG, TAGS)]
+    mistakes: list[tuple[str, list[Any]]] = [*FILES, *EXPLOSIONS, (TAG, TAGS)]
     for options in ((), ("--damaged",)):
         for expected, (contents, *_) in mistakes:
             assert re.match(expected, refusal(contents, repair, *options))
