@@ -55,7 +55,7 @@ def serving(answer: Callable[[Request], bytes], port: int = 0) -> Iterator[tuple
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/", paths
+        yield f"http://127.0.0.1:{server.server_port}", paths
         server.shutdown()
 
 
@@ -64,7 +64,7 @@ def refusing() -> Iterator[str]:
     """The address of a port that refuses connections."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
 def page(body: bytes, status: int = 200, header: str = "Content-Length: {size}") -> bytes:

@@ -296,7 +296,7 @@ def test_faulty_servers(answers: Answers, reason: Reason, times: Times) -> None:
     with serving(answer) as (url, _):
         for case, (_, expected) in answers.items():
             wait = 0.3 if case.startswith("stalls") else 100
-            why = reason(f"{url}{quote(case)}", connect_timeout=100, read_timeout=wait)
+            why = reason(f"{url}/{quote(case)}", connect_timeout=100, read_timeout=wait)
             assert re.search(expected, why), f"{case}: {why}"
     times(len(answers))
 
@@ -326,7 +326,7 @@ def test_a_slow_server_is_left_at_the_deadline(
 
     with serving(answer) as (url, _):
         for path in ("length", "unannounced"):
-            assert reason(url + path, deadline=0.3) == ": not complete after 0.3 seconds"
+            assert reason(f"{url}/{path}", deadline=0.3) == ": not complete after 0.3 seconds"
     times(2)
 
 
