@@ -57,9 +57,7 @@ def extended(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
     return clone
 
 
-def test_a_model_and_a_data_set_are_trained_recorded_compared_and_replayed(
-    extended: Clone,
-) -> None:
+def test_a_model_and_a_data_set_are_trained_recorded_compared_and_replayed(extended: Clone) -> None:
     new = ("cnn", "wine_regression")
     assert stages_run(extended.run("dvc", "repro")) == {"prepare_wine", *of(*new)}
     store = f"sqlite:///{extended.folder}/mlflow.db"

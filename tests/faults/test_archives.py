@@ -22,15 +22,7 @@ from lab.common import lockfile
 from lab.common.files import InputError
 from stages import prepare
 from tests.conftest import Program
-from tests.inputs import (
-    SPECIAL_FILES,
-    Request,
-    edited,
-    page,
-    refusing,
-    serving,
-    settings,
-)
+from tests.inputs import SPECIAL_FILES, Request, edited, page, refusing, serving, settings
 from tracking.repository import ROOT
 
 TRAIN_IMAGES, TRAIN, TEST_IMAGES, TEST = (name for name, _ in FashionMNIST.resources)

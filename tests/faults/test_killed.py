@@ -102,7 +102,7 @@ def until(condition: Callable[[], Any]) -> Any:
     return value
 
 
-def running(stage: str) -> psutil.Process:
+def running(stage: str) -> Any:
     """Wait for a stage to run in the current folder, or below it as a temporary experiment does."""
 
     def find() -> psutil.Process | None:
