@@ -204,6 +204,28 @@ class Clone:
         shutil.rmtree(self.folder / "mlartifacts", ignore_errors=True)
 
 
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """A new repository without a commit, which is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    git = Clone(tmp_path, tmp_path)
+    git.run("git", "init", "--quiet")
+    return git
+
+
+@pytest.fixture
+def database(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty database, which is the store of this process."""
+    path = tmp_path / "store/mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(empty_store, path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    return path
+
+
 def clone_working_tree(clone: Clone) -> None:
     """Clone this repository, with one commit more that holds the uncommitted changes."""
     repository.clone(clone.folder)

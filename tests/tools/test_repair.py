@@ -48,16 +48,13 @@ INTACT = {
 
 
 @pytest.fixture(autouse=True)
-def _repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _repository(git: Clone) -> None:
     """Make the current folder a repository with these files, all committed."""
-    monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "tests/params.yaml", "params.yaml")
     for path, data in INTACT.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    clone = Clone(tmp_path, tmp_path)
-    clone.run("git", "init", "--quiet")
-    clone.commit("all")
+    git.commit("all")
 
 
 def test_intact_files_are_left_alone(in_process: Program) -> None:

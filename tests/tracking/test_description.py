@@ -8,6 +8,7 @@ import pytest
 
 from lab import params
 from lab.common import files
+from tests.conftest import Clone
 from tracking import description, repository
 from tracking.repository import ROOT
 
@@ -18,15 +19,14 @@ Describe = Callable[[str, dict[str, str]], list[str]]
 
 
 @pytest.fixture
-def describe(git: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Describe:
+def describe(git: Clone, monkeypatch: pytest.MonkeyPatch) -> Describe:
     """A function that describes a run with these parameters, from a commit of these files."""
     monkeypatch.delenv("DVC_EXP_BASELINE_REV", raising=False)
 
     def describe(text: str, committed: dict[str, str]) -> list[str]:
         for name, contents in committed.items():
             files.write_text(Path(name), contents)
-        git("add", ".")
-        git("commit", "--quiet", "--allow-empty", "--message", "first")
+        git.commit("first")
         metrics = {"test_accuracy": 0.8, "test_loss": 0.5, "test_r2": None}
         run = description.describe("mlp", params.parse(text), HISTORY, metrics, "r1")
         return run.splitlines()

@@ -12,6 +12,7 @@ from lab import params
 from lab.common import files
 from lab.networks import Shape
 from tests import servers
+from tests.conftest import Clone
 from tracking import repository, run, store
 from tracking.repository import ROOT
 
@@ -24,11 +25,10 @@ Record = Callable[..., None]
 
 
 @pytest.fixture
-def record(database: Path, git: Callable[..., str]) -> Record:
+def record(database: Path, git: Clone) -> Record:
     """A function that records a result in a repository without uncommitted changes."""
     shutil.copy(ROOT / "tests/params.yaml", "params.yaml")
-    git("add", "params.yaml")
-    git("commit", "--quiet", "--message", "first")
+    git.commit("first")
     files.write_csv(TABLE, HISTORY)
     metrics = {"test_loss": 0.5, "test_r2": None}
     shape = Shape(inputs=(4,), outputs=3)
