@@ -1,6 +1,5 @@
 """What a user sees: the pages of MLflow and DVC in a real browser, without the internet."""
 
-import contextlib
 import re
 import shutil
 import socket
@@ -201,14 +200,9 @@ def test_a_run_shows_its_description_and_its_figures(
 
 
 def listening(port: int) -> set[str]:
-    """The addresses at which this user's processes listen on the port."""
-    addresses = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            for connection in process.net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                    addresses.add(connection.laddr.ip)
-    return addresses
+    """The addresses at which processes of this machine listen on the port."""
+    found = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    return {address.ip for address in found if address.port == port}
 
 
 def test_the_pages_are_served_to_this_machine_only(port: int) -> None:
