@@ -180,28 +180,6 @@ def test_altered_archives(archives: Contents, bad: Path, reason: Reason, times: 
     times(2 * len(ALTERED) + 1)
 
 
-@fault(
-    "the stage, with an archive in its only source that is damaged or has the contents of another",
-    NOTHING,
-    "gzip accepts the other",
-)
-def test_the_stage_writes_nothing_of_a_wrong_archive(
-    archives: Contents, bad: Path, stage: Reason, times: Times
-) -> None:
-    cases = [
-        (TEST, ALTERED["wrong checksum"][0](archives[TEST]), DAMAGED),  # the last of the four
-        (TEST, archives[TRAIN], OTHER),
-        (TRAIN, archives[TRAIN_IMAGES], OTHER),
-        (TEST_IMAGES, archives[TRAIN_IMAGES], OTHER),
-        (TRAIN_IMAGES, archives[TRAIN_IMAGES][:-9], DAMAGED),
-    ]
-    for name, contents, expected in cases:
-        put(bad / name, contents)
-        assert f"{bad}: {name} {expected}" in stage(bad)
-        put(bad / name, archives[name])
-    times(len(cases))
-
-
 @fault("no archive, or a folder, link, socket or pipe in its place", HELD, CONTROL)
 @pytest.mark.parametrize("kind", SPECIAL_FILES)
 def test_special_files(bad: Path, reason: Reason, stage: Reason, kind: str) -> None:
@@ -257,6 +235,8 @@ def answers(archives: Contents, mirror: Path) -> Iterator[Answers]:
             "part of it": (page(half, 206), DAMAGED),
             "stalls before it answers": (b"", "timed out"),
             "stalls within the archive": (LENGTH % size + half, "timed out"),
+            "a byte at a time": (LENGTH % size, "not complete after 0.3 seconds"),
+            "a byte at a time, unannounced": (OK + b"\r\n", "not complete after 0.3 seconds"),
             "drops half-way": (LENGTH % size + half, "bytes read, .* more expected"),
             "drops half-way in a chunk": (CHUNKED % size + half, "[Ii]ncomplete"),
             "drops half-way, unannounced": (OK + b"\r\n" + half, DAMAGED),
@@ -278,55 +258,58 @@ def answers(archives: Contents, mirror: Path) -> Iterator[Answers]:
 
 
 @fault(
-    "a server that sends pages or errors, stalls, drops, redirects, does not end, or has an odd"
-    " header",
-    HELD,
+    "a server that sends pages, errors or a byte at a time, stalls, drops, redirects, does not end,"
+    " or has an odd header",
+    f"{HELD}; a slow one is left at the deadline",
     "true archives are accepted, also after an odd header",
 )
-def test_faulty_servers(answers: Answers, reason: Reason, times: Times) -> None:
+def test_faulty_servers(archives: Contents, answers: Answers, reason: Reason, times: Times) -> None:
     def answer(request: Request) -> bytes:
         case = unquote(request.path.split("/")[1])
         request.wfile.write(answers[case][0])
         if case.startswith("stalls"):
             request.connection.recv(1)  # until the client leaves
+        elif case.startswith("a byte at a time"):
+            for byte in archives[TEST]:  # takes a minute: then the archive would be accepted
+                request.wfile.write(bytes([byte]))
+                time.sleep(0.01)
         return b""
 
     with serving(answer) as (url, _):
         for case, (_, expected) in answers.items():
             wait = 0.3 if case.startswith("stalls") else 100
-            why = reason(f"{url}/{quote(case)}", connect_timeout=100, read_timeout=wait)
+            deadline = 0.3 if case.startswith("a byte at a time") else 100
+            address = f"{url}/{quote(case)}"
+            why = reason(address, connect_timeout=100, read_timeout=wait, deadline=deadline)
             assert re.search(expected, why), f"{case}: {why}"
     times(len(answers))
 
 
-@fault("a server that sends a byte at a time", f"left at the deadline; {HELD}", CONTROL)
-def test_a_slow_server_is_left_at_the_deadline(
-    archives: Contents, reason: Reason, times: Times
+@fault(
+    "the stage, with an only source, a folder or a server, in which an archive is damaged, has the"
+    " contents of another, or does not arrive",
+    NOTHING,
+    "gzip accepts the contents of another",
+)
+def test_the_stage_writes_nothing_of_a_faulty_source(
+    archives: Contents, answers: Answers, bad: Path, stage: Reason, times: Times
 ) -> None:
-    def answer(request: Request) -> bytes:
-        length = len(archives[TEST])
-        request.wfile.write(LENGTH % length if "length" in request.path else OK + b"\r\n")
-        for byte in archives[TEST]:  # takes a minute: then the archive would be accepted
-            request.wfile.write(bytes([byte]))
-            time.sleep(0.01)
-        return b""
-
-    with serving(answer) as (url, _):
-        for path in ("length", "unannounced"):
-            assert reason(f"{url}/{path}", deadline=0.3) == ": not complete after 0.3 seconds"
-    times(2)
-
-
-@fault("the stage, with a server that fails at the last of the four archives", NOTHING, CONTROL)
-def test_the_stage_writes_nothing_of_a_faulty_server(
-    archives: Contents, answers: Answers, stage: Reason, times: Times
-) -> None:
-    for case in (cases := ["a web page with status 200", "drops half-way", "does not end"]):
-        served = {f"/{name}": page(archive) for name, archive in archives.items()}
-        served[f"/{TEST}"], expected = answers[case]
-        with serving(partial(lambda served, request: served[request.path], served)) as (url, paths):
-            assert re.search(expected, stage(url)) and len(paths) == 4, case
-    times(len(cases))
+    damaged = {
+        TEST: (ALTERED["wrong checksum"][0](archives[TEST]), DAMAGED),  # the last of the four
+        TRAIN: (archives[TRAIN_IMAGES], OTHER),
+        TEST_IMAGES: (archives[TRAIN_IMAGES], OTHER),
+        TRAIN_IMAGES: (archives[TRAIN_IMAGES][:-9], DAMAGED),
+    }
+    for name, (contents, expected) in damaged.items():
+        put(bad / name, contents)
+        assert f"{bad}: {name} {expected}" in stage(bad)
+        put(bad / name, archives[name])
+    served = {f"/{name}": page(archive) for name, archive in archives.items()}
+    with serving(lambda request: served[request.path]) as (url, _):
+        for case in (cases := ["a web page with status 200", "drops half-way", "does not end"]):
+            served[f"/{TEST}"], expected = answers[case]
+            assert re.search(expected, stage(url)), case
+    times(len(damaged) + len(cases))
 
 
 def test_the_first_source_that_has_an_archive_delivers_it(
