@@ -58,9 +58,8 @@ def test_an_architecture_that_does_not_fit_the_examples_is_refused() -> None:
 
 def test_layers_are_the_modules_with_parameters_of_their_own() -> None:
     assert list(networks.layers(build(16, 8).network)) == ["hidden_1", "hidden_2", "output"]
-    assert list(networks.layers(nn.Sequential(nn.Sequential(nn.Linear(1, 1)), nn.Tanh()))) == [
-        "0_0"
-    ]
+    nested = nn.Sequential(nn.Sequential(nn.Linear(1, 1)), nn.Tanh())
+    assert list(networks.layers(nested)) == ["0_0"]
     assert list(networks.layers(nn.Linear(1, 1))) == ["network"]
 
 

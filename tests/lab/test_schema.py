@@ -2,7 +2,7 @@
 
 import pytest
 
-from lab import params, schema
+from lab import params
 from lab.common.files import InputError
 from lab.datasets import fashion_mnist, regression_data
 from lab.models import linear, mlp
@@ -71,8 +71,3 @@ def test_a_kind_has_no_parameter_of_a_name_that_all_models_have(
             params.parse(GOOD)
         monkeypatch.undo()
     params.parse(GOOD)  # the control
-
-
-def test_folders_have_the_names_of_data_sets_and_models() -> None:
-    assert schema.folder("fashion_mnist").as_posix() == "data/fashion_mnist"
-    assert schema.results("mlp").as_posix() == "results/mlp"

@@ -35,21 +35,16 @@ def _outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("dvc.lock").write_text(LOCK.format(folder=lockfile.md5(Path("data/set"))))
 
 
-@pytest.mark.parametrize(
-    ("changed", "contents", "message"),
-    [
-        ("model", b"abd", r"^model is not what dvc\.lock says was made: `make repair`"),
-        ("data/set/c", b"", "^data/set is not what"),
-        ("model", None, "^model: cannot be read: No such file"),
-    ],
-)
-def test_changed_added_and_missing_files_are_refused(
-    changed: str, contents: bytes | None, message: str
-) -> None:
+def test_a_missing_file_and_one_too_many_are_refused() -> None:
     lockfile.require_unchanged(Path("data/set"), Path("model"), Path("unknown"))
-    Path(changed).unlink() if contents is None else Path(changed).write_bytes(contents)
-    with pytest.raises(InputError, match=message):
-        lockfile.require_unchanged(Path("data/set"), Path("model"))
+    for path in (Path("data/set/c"), Path("model")):
+        path.unlink() if path.exists() else path.touch()
+    with pytest.raises(
+        InputError, match=r"^data/set is not what dvc\.lock says was made: `make rep"
+    ):
+        lockfile.require_unchanged(Path("data/set"))
+    with pytest.raises(InputError, match=r"^model: cannot be read: No such file"):
+        lockfile.require_unchanged(Path("model"))
 
 
 def test_without_a_lock_file_everything_passes() -> None:
