@@ -132,6 +132,7 @@ class Clone:
 
     def __init__(self, folder: Path, mirror: Path) -> None:
         self.folder, self.mirror = folder, mirror
+        self.prefix: tuple[str, ...] = ()  # of every command
         author = {
             f"GIT_{role}_{key}": value
             for role in ("AUTHOR", "COMMITTER")
@@ -144,7 +145,7 @@ class Clone:
         # Not through pipes: DVC's queue workers keep them open, and may outlive their queue.
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             done = subprocess.run(
-                command,
+                [*self.prefix, *command],
                 cwd=self.folder,
                 env=self.environment | environment,
                 check=False,
