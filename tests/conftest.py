@@ -198,6 +198,10 @@ class Clone:
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
             return [status for (status,) in db.execute("SELECT status FROM runs")]
 
+    def cached(self, md5: str) -> Path:
+        """An object of DVC's cache."""
+        return self.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+
     def forget_runs(self) -> None:
         """Remove MLflow's store."""
         for path in self.folder.glob("mlflow.db*"):

@@ -51,12 +51,6 @@ def name_in_lock(path: Path) -> Path:
     return path.parent if path.parts[0] == "data" else path
 
 
-def in_cache(clone: Clone, path: Path) -> Path:
-    """The output's object in DVC's cache."""
-    md5 = lockfile.md5(clone.folder / path)
-    return clone.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
-
-
 @fault(
     "a byte flipped in data or results that a stage reads, the file's time as before",
     "exit code 1, one line that names the file and `make repair`; all outputs as they were",
@@ -129,7 +123,7 @@ def test_any_lost_byte_of_any_output_is_found(
 )
 def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
     lock, good = (clone.folder / "dvc.lock").read_bytes(), contents(clone.folder, *OUTPUTS)
-    model, cached = clone.folder / MODEL, in_cache(clone, MODEL)
+    model, cached = clone.folder / MODEL, clone.cached(lockfile.md5(clone.folder / MODEL))
     flip(cached)
     model.unlink()
     clone.run("dvc", "checkout")
@@ -142,7 +136,7 @@ def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
         assert done.returncode and f"error: {MODEL} is not what dvc.lock says" in done.stderr
 
     folder = clone.folder / "data/regression_data"
-    other = in_cache(clone, Path("results/mlp/history.csv"))
+    other = clone.cached(lockfile.md5(clone.folder / "results/mlp/history.csv"))
     flip(folder / "test.csv")
     flip(other)
     damaged = {cached, other, model, folder}

@@ -59,13 +59,12 @@ def stage_of(clone: Clone, name: str) -> Any:
 
 def erase(clone: Clone, stage: str) -> None:
     """Remove the stage's outputs, here and in DVC's cache."""
-    cache = clone.folder / ".dvc/cache"
     for out in stage_of(clone, stage)["outs"]:
         path = clone.folder / out["path"]
         for md5 in map(lockfile.md5, (path, *path.rglob("*"))):
-            (cache / "files/md5" / md5[:2] / md5[2:]).unlink(missing_ok=True)
+            clone.cached(md5).unlink(missing_ok=True)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(cache / "runs")
+    shutil.rmtree(clone.folder / ".dvc/cache/runs")
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str]) -> None:
