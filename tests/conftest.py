@@ -267,9 +267,11 @@ def finished(shared_folder: Path, mirror: Path) -> Clone:
 
 
 @pytest.fixture
-def clone(finished: Clone, tmp_path: Path) -> Clone:
-    """A copy of the finished pipeline for one test."""
-    return finished.copy(tmp_path / "clone")
+def clone(finished: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """A copy of the finished pipeline for one test, which is the current folder."""
+    clone = finished.copy(tmp_path / "clone")
+    monkeypatch.chdir(clone.folder)
+    return clone
 
 
 @pytest.fixture

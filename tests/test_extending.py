@@ -38,9 +38,8 @@ def follow(section: str) -> set[str]:
 
 
 @pytest.fixture
-def extended(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
+def extended(clone: Clone) -> Clone:
     """A clone of the finished pipeline with the model and the data set of the page."""
-    monkeypatch.chdir(clone.folder)
     assert follow("A model") == {"lab/models/cnn.py", "params.yaml"}
     clone.run("ruff", "check", "lab")
     clone.run("mypy", "lab/models/cnn.py")

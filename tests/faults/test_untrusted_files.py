@@ -32,7 +32,7 @@ from lab.common.files import InputError
 from lab.datasets import Examples, fashion_mnist, regression_data
 from lab.models.mlp import MLP
 from stages import evaluate
-from tests.conftest import Clone, Program, contents
+from tests.conftest import Program, contents
 from tracking.repository import ROOT
 
 fault = partial(pytest.mark.fault.with_args, "8. Untrusted files")
@@ -350,10 +350,10 @@ def test_no_code_of_the_project_runs_what_it_reads(times: Times) -> None:
     "the trained model is evaluated to the same bytes",
 )
 @pytest.mark.slow
+@pytest.mark.usefixtures("clone")
 def test_evaluate_refuses_an_untrusted_model_and_keeps_the_old_results(
-    clone: Clone, in_process: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times
+    in_process: Program, tmp_path: Path, times: Times
 ) -> None:
-    monkeypatch.chdir(clone.folder)
     Path("dvc.lock").unlink()  # by which the stage would see that the model has changed
     trained, canary = MODEL.read_bytes(), tmp_path / "canary"
     refused = {
