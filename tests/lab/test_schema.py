@@ -48,19 +48,6 @@ def test_a_model_is_added_by_an_entry_and_a_section() -> None:
     ]
 
 
-def test_a_name_alone_is_a_section_with_the_defaults() -> None:
-    for key, old, names in (
-        ("optimizer", "sgd", ("sgd", "adam", "adamw", "rmsprop", "adagrad")),
-        ("lr_schedule", "constant", ("constant", "linear", "cosine", "step")),
-    ):
-        for name in names:
-            texts = [
-                replaced(f"{key}: {old}", f"{key}: {new}") for new in (name, f"{{name: {name}}}")
-            ]
-            short, long = (params.parse(text).flat("linear_regression") for text in texts)
-            assert short == long and short[key] == name
-
-
 def test_a_kind_has_no_parameter_of_a_name_that_all_models_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
