@@ -5,6 +5,7 @@ DVC alone does not notice: it looks at the time of change, and never into its ca
 
 import os
 import random
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -107,13 +108,35 @@ def test_any_lost_byte_of_any_output_is_found(run_all: bool, times: Callable[[in
     times(number)
 
 
+@pytest.mark.usefixtures("clone")
+def test_a_missing_or_added_file_and_an_unreadable_lock_are_refused() -> None:
+    def refusal(path: Path) -> str:
+        with pytest.raises(InputError) as error:
+            lockfile.require_unchanged(path)
+        return str(error.value)
+
+    data, lock = Path("data/regression_data"), Path("dvc.lock")
+    lockfile.require_unchanged(data, Path("unknown"))
+    (data / "more.csv").touch()
+    assert refusal(data).startswith(f"{data} is not what dvc.lock says was made: `make repair`")
+    MODEL.unlink()
+    assert refusal(MODEL) == f"{MODEL}: cannot be read: No such file or directory"
+    for text in ("", "stages: 3", "stages: {a: {outs: [{path: x}]}}", "a: [", "\0"):
+        lock.write_text(text)
+        line = r"dvc\.lock cannot be read \(.*\): `make repro` repairs it"
+        assert re.fullmatch(line, refusal(data))
+    lock.unlink()
+    lockfile.require_unchanged(data)
+
+
 @fault(
     "a byte flipped in the cached object of a model, which `dvc checkout` brings back",
     "evaluate refuses, by hand and under DVC",
     "dvc checkout says nothing",
 )
 @fault(
-    "bytes flipped in objects of the cache, in a model and in data, then `make repair`",
+    "bytes flipped in objects of the cache, in a model and in data, a file of a killed stage, then"
+    " `make repair`",
     "exactly these are removed, a line each; `dvc repro` makes them again: dvc.lock equal byte for"
     " byte, git status clean",
     "before, the stages refuse",
@@ -133,10 +156,12 @@ def test_a_corrupt_cache_is_found_and_made_again(clone: Clone) -> None:
         assert done.returncode and f"error: {MODEL} is not what dvc.lock says" in done.stderr
 
     folder, history = Path("data/regression_data"), Path("results/mlp/history.csv")
-    other = clone.cached(lockfile.md5(history))
-    flip(folder / "test.csv")
-    flip(other)
-    damaged = {cached.relative_to(clone.folder), other.relative_to(clone.folder), MODEL, folder}
+    objects = [cached, clone.cached(lockfile.md5(history)), clone.cached(lockfile.md5(folder))]
+    for path in (*objects[1:], folder / "test.csv"):
+        flip(path)
+    temporary = history.with_name(".history.csv.a1b2")  # of a stage that was killed
+    temporary.touch()
+    damaged = {MODEL, folder, temporary, *(path.relative_to(clone.folder) for path in objects)}
     before = {path for path in Path().rglob("*") if path.is_file()}
     *removed, _ = clone.run("python", "-m", "tools.repair", "--damaged").splitlines()
     assert sorted(removed) == sorted(
