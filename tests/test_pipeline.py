@@ -134,8 +134,9 @@ def test_repro_makes_everything_and_records_a_run_per_model_and_then_does_nothin
     changed = set(clone.run("git", "diff", "--name-only", "HEAD~1", "HEAD").split())
     assert changed <= {"dvc.lock", *(f"results/{model}/metrics.json" for model in MODELS)}
     before = clone.run("git", "rev-parse", "HEAD~1").strip()
-    expected = [(model, "FINISHED", "false", before) for model in MODELS]
-    keys = ("model", "status", "git.dirty", "git.commit")
+    name = f"baseline {before[:7]}"
+    expected = [(model, name, "true", "FINISHED", "false", before) for model in MODELS]
+    keys = ("model", "name", "baseline", "status", "git.dirty", "git.commit")
     assert sorted(tuple(run[key] for key in keys) for run in runs(clone)) == sorted(expected)
 
     assert clone.run("dvc", "status").strip() == "Data and pipelines are up to date."
@@ -242,6 +243,7 @@ def test_exp_run_trains_and_records_and_the_run_cache_trains_nothing_twice(
     faster = runs(clone)[3:]
     head = clone.run("git", "rev-parse", "HEAD").strip()
     assert sorted(run["model"] for run in faster) == sorted(models)
+    assert not any("baseline" in run for run in faster)
     for key, value in {
         "name": "faster",
         "lr": "0.1",

@@ -81,22 +81,6 @@ def test_a_run_holds_parameters_metrics_tags_data_and_artifacts(
     assert Path(figure).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_commit_as_it_is_is_the_baseline(
-    record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record()
-    monkeypatch.setenv("DVC_EXP_NAME", "an-experiment")
-    record()
-    monkeypatch.delenv("DVC_EXP_NAME")
-    with Path("params.yaml").open("a") as file:
-        file.write("# changed\n")
-    record()
-    commit = repository.head()[:7]
-    names = [f"baseline {commit}", "an-experiment", f"{commit}, changed"]
-    assert [found.info.run_name for found in recorded()] == names
-    assert [found.data.tags.get("baseline") for found in recorded()] == ["true", None, None]
-
-
 def test_an_equal_result_names_the_first_finished_run_of_it(record: Record) -> None:
     with pytest.raises(OSError, match="none"):
         record(table=Path("results/none"))

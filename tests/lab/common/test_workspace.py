@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lab.common import workspace
 from tracking.repository import ROOT
 
 HOLD = """
@@ -46,13 +45,3 @@ def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path: Path, by_dvc: bool)
     assert out == "in\n"
     assert ("waiting" in printed) != by_dvc  # a stage started by hand outlives its shell
     parent.communicate()
-
-
-def test_an_experiment_uses_the_folder_of_the_main_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert workspace.main_root() == tmp_path
-    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
-    assert workspace.main_root() == Path("/elsewhere")
