@@ -54,7 +54,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         row = Row(*mark.args)
         if "{" in row.what:
             row = row._replace(what=row.what.format(**item.callspec.params))  # type: ignore[attr-defined]
-        item.user_properties.append(("fault", row))
+        item.user_properties.append(("fault", list(row)))  # xdist sends no other class
 
 
 @pytest.fixture
