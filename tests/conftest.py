@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -119,11 +121,18 @@ def empty_store(shared_folder: Path) -> Path:
     return path
 
 
+def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
+    """The bytes of all files in the folder, or of those that a pattern fits; hidden files too."""
+    paths = (path for pattern in patterns or ["**/*"] for path in folder.glob(pattern))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.is_file()}
+
+
 class Clone:
     """A clone of the working tree, in which commands run as a user would run them."""
 
     def __init__(self, folder: Path, mirror: Path) -> None:
         self.folder, self.mirror = folder, mirror
+        self.prefix: tuple[str, ...] = ()  # of every command
         author = {
             f"GIT_{role}_{key}": value
             for role in ("AUTHOR", "COMMITTER")
@@ -136,7 +145,7 @@ class Clone:
         # Not through pipes: DVC's queue workers keep them open, and may outlive their queue.
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             done = subprocess.run(
-                command,
+                [*self.prefix, *command],
                 cwd=self.folder,
                 env=self.environment | environment,
                 check=False,
@@ -182,11 +191,44 @@ class Clone:
             db.commit()
         return clone
 
+    def statuses(self) -> list[str]:
+        """The statuses of the runs in MLflow's store, which must be a whole database."""
+        with contextlib.closing(sqlite3.connect(self.folder / "mlflow.db")) as db:
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+            return [status for (status,) in db.execute("SELECT status FROM runs")]
+
+    def cached(self, md5: str) -> Path:
+        """An object of DVC's cache."""
+        return self.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+
     def forget_runs(self) -> None:
         """Remove MLflow's store."""
         for path in self.folder.glob("mlflow.db*"):
             path.unlink()
         shutil.rmtree(self.folder / "mlartifacts", ignore_errors=True)
+
+
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """A new repository without a commit, which is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    git = Clone(tmp_path, tmp_path)
+    git.run("git", "init", "--quiet")
+    return git
+
+
+@pytest.fixture
+def database(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty database, which is the store of this process."""
+    path = tmp_path / "store/mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(empty_store, path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    return path
 
 
 def clone_working_tree(clone: Clone) -> None:
@@ -225,9 +267,21 @@ def finished(shared_folder: Path, mirror: Path) -> Clone:
 
 
 @pytest.fixture
-def clone(finished: Clone, tmp_path: Path) -> Clone:
-    """A copy of the finished pipeline for one test."""
-    return finished.copy(tmp_path / "clone")
+def clone(finished: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    """A copy of the finished pipeline for one test, which is the current folder."""
+    clone = finished.copy(tmp_path / "clone")
+    monkeypatch.chdir(clone.folder)
+    return clone
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Limits memory to half a GiB more than is in use."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + 2**29
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 Program = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,38 +1,61 @@
-"""Faulty inputs for the tests: an HTTP server, and special files in place of a file."""
+"""Inputs for the tests: parameters with a change, HTTP servers, special files."""
 
 import contextlib
+import copy
 import http.server
+import json
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import pytest
+from ruamel.yaml import YAML
 
 from lab import download, params
 from tracking.repository import ROOT
 
 Request = http.server.BaseHTTPRequestHandler
+GOOD = (ROOT / "tests/params.yaml").read_text(encoding="utf-8")
+TREE: dict[str, Any] = YAML(typ="safe", pure=True).load(GOOD)
+
+
+def replaced(old: str, new: str) -> str:
+    """The good parameters with one change."""
+    assert old in GOOD
+    return GOOD.replace(old, new, 1)
+
+
+def edited(keys: tuple[str, ...], entries: dict[str, Any]) -> str:
+    """The good parameters as JSON, with other entries in place of a key."""
+    section = tree = copy.deepcopy(TREE)
+    for key in keys[:-1]:
+        section = section[key]
+    del section[keys[-1]]
+    section.update(entries)
+    return json.dumps(tree)
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[Request], bytes]) -> Iterator[tuple[str, list[str]]]:
+def serving(answer: Callable[[Request], bytes], port: int = 0) -> Iterator[tuple[str, list[str]]]:
     """The address of a server that sends these bytes, and the paths that were requested."""
     paths: list[str] = []
 
     class Handler(Request):
-        def do_GET(self) -> None:  # noqa: N802
+        def handle_request(self) -> None:
             paths.append(self.path)
             with contextlib.suppress(OSError):  # the client has left
                 self.wfile.write(answer(self))
 
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_request  # noqa: N815
+
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/", paths
+        yield f"http://127.0.0.1:{server.server_port}", paths
         server.shutdown()
 
 
@@ -41,7 +64,7 @@ def refusing() -> Iterator[str]:
     """The address of a port that refuses connections."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
 def page(body: bytes, status: int = 200, header: str = "Content-Length: {size}") -> bytes:
@@ -55,13 +78,6 @@ def settings(*sources: str, **changes: object) -> download.Download:
     good = params.load(ROOT / "tests/params.yaml").download
     assert good
     return good.model_copy(update={"sources": sources, **changes})
-
-
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave no source but those that are given."""
-    monkeypatch.delenv("FASHION_MNIST_MIRROR", raising=False)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def _bind_socket(path: Path) -> None:

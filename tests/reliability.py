@@ -9,13 +9,19 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 PAGE = Path(__file__).parent.parent / "docs/reliability.md"
+HEAD = """# What was tried, how often, and what held
+
+Real processes, signals, files and servers, harmed on purpose by
+[`tests/faults`](../tests/faults). `make test-all` does all of it and writes
+this page if all of it held. `make test` does a sample. The last column is what fails
+where the protection is taken out; that was tried as well."""
 
 
 class Row(NamedTuple):
@@ -24,7 +30,7 @@ class Row(NamedTuple):
     part: str  # heading, which begins with a number
     what: str  # what was done to the pipeline
     held: str  # what was true afterwards, each time
-    control: str  # what fails where the protection is taken out
+    control: str = ""  # what fails where the protection is taken out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,13 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Put the row into the test's report, as marks do not leave their worker process."""
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    """Put the rows into the test's report, as marks do not leave their worker process."""
     for mark in item.iter_markers("fault"):
-        part, what, held, control = (*mark.args, "")[:4]
-        if "{" in what:
-            what = what.format(**parameters)
-        item.user_properties.append(("fault", [part, what, held, control]))
+        row = Row(*mark.args)
+        if "{" in row.what:
+            row = row._replace(what=row.what.format(**item.callspec.params))  # type: ignore[attr-defined]
+        item.user_properties.append(("fault", list(row)))  # xdist sends no other class
 
 
 @pytest.fixture
@@ -70,54 +75,36 @@ class Counts:
         if report.when != "call" or not report.passed:
             return
         properties: list[tuple[str, Any]] = report.user_properties
-        number = sum(value for key, value in properties if key == "times") or 1
+        times = sum(value for key, value in properties if key == "times") or 1
         for row in (Row(*value) for key, value in properties if key == "fault"):
-            self.times[row] += number
+            self.times[row] += times
             line = report.location[1] or 0
             self.lines[row] = min(line, self.lines.get(row, line))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the parts that were tried in full, if all tests passed."""
         options = session.config.option
-        chosen = (
-            options.keyword or options.markexpr or any("::" in name for name in options.file_or_dir)
-        )
+        chosen = options.keyword or options.markexpr or "::" in "".join(options.file_or_dir)
         if options.all and not exitstatus and not chosen:
-            old = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-            in_order = sorted(self.times, key=lambda row: self.lines[row])
-            PAGE.write_text(page(old, {row: self.times[row] for row in in_order}), encoding="utf-8")
+            rows = sorted(self.times.items(), key=lambda item: self.lines[item[0]])
+            PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
-def page(old: str, times: Mapping[Row, int]) -> str:
+def page(old: str, rows: list[tuple[Row, int]]) -> str:
     """The page in Markdown. Parts without a row stay as they were."""
     _, *sections = old.split("\n## ")
-    parts = {number(section): f"## {section.strip()}\n" for section in sections}
-    for part in {row.part for row in times}:
+    parts = {section.split("\n")[0]: f"## {section.strip()}\n" for section in sections}
+    for part in {row.part for row, _ in rows}:
         lines = [f"## {part}", "", "| what was done | times | what held | control |"]
         lines += ["| --- | --- | --- | --- |"]
         lines += [
-            f"| {row.what} | {count} | {row.held} | {row.control} |"
-            for row, count in times.items()
+            f"| {row.what} | {times} | {row.held} | {row.control} |"
+            for row, times in rows
             if row.part == part
         ]
-        parts[number(part)] = "\n".join(lines) + "\n"
+        parts[part] = "\n".join(lines) + "\n"
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("dvc", "mlflow", "torch")]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return "\n".join(
-        [
-            "# What was tried, how often, and what held",
-            "",
-            "Real processes, signals, files and servers, harmed on purpose by",
-            "[`tests/faults`](../tests/faults). `make test-all` does all of it and writes",
-            "this page if all of it held. `make test` does a sample. The last column is what fails",
-            "where the protection is taken out; that was tried as well.",
-            f"{machine}; {', '.join(versions)}.",
-            "",
-            *(parts[key] for key in sorted(parts)),
-        ]
-    )
-
-
-def number(part: str) -> int:
-    """The number that a part's heading begins with."""
-    return int(part.split(".")[0])
+    in_order = sorted(parts, key=lambda part: int(part.split(".")[0]))
+    texts = [parts[part] for part in in_order]
+    return "\n".join([HEAD, f"{machine}; {', '.join(versions)}.", "", *texts])

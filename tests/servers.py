@@ -33,7 +33,7 @@ MODELS = tuple(params.load(repository.ROOT / "tests/params.yaml").models)
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 # Forks processes that need not load PyTorch and MLflow, which takes seconds.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["stages.record", "stages.train", __name__])
+FORKS.set_forkserver_preload(["torch._dynamo", "stages.record", "stages.train", __name__])
 
 
 @contextlib.contextmanager

@@ -1,15 +1,9 @@
-"""What a user sees: the pages of MLflow and DVC in a real browser, without the internet.
+"""What a user sees: the pages of MLflow and DVC in a real browser, without the internet."""
 
-With SCREENSHOTS=<folder> the tests save screenshots there.
-"""
-
-import contextlib
-import os
 import re
 import shutil
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -79,12 +73,6 @@ def page(browser: Browser) -> Iterator[Page]:
     yield page
     context.close()
     assert not errors
-
-
-def keep(page: Page, name: str) -> None:
-    """Save a screenshot."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=Path(folder, f"{name}.png"), full_page=True)
 
 
 @pytest.fixture(scope="module")
@@ -158,20 +146,16 @@ def test_a_link_opens_the_results_and_two_runs_are_compared(
     for name in names:
         link = page.get_by_role("link", name=name, exact=True)
         row(link).get_by_role("checkbox").first.check()
-    keep(page, "runs")
 
     page.get_by_role("button", name="Compare").click()
     for name, values in (("Run Name:", names), ("lr", ["0.03", "0.1"])):
         header = page.get_by_role("rowheader", name=name, exact=True)
         expect(row(header).get_by_role("cell")).to_have_text(values)
     page.locator(".parcoords").first.wait_for()
-    page.set_viewport_size({"width": 1600, "height": 2400})  # the page scrolls within itself
-    keep(page, "comparison")
 
     link = page.get_by_role("link", name="validation_loss", exact=True)
     link.dispatch_event("click")  # a click by position can miss, as the page still moves
     check_curves(page, *names)
-    keep(page, "comparison-curves")
 
 
 def test_the_first_page_leads_to_the_results_and_to_the_curves_of_all_runs(
@@ -191,10 +175,8 @@ def test_the_first_page_leads_to_the_results_and_to_the_curves_of_all_runs(
     page.locator("label:has(input[value=CHART])").click()
     # A metric with one value has a line too, of no length.
     page.locator(".js-line").filter(visible=True).first.wait_for()
-    keep(page, "charts")
     page.get_by_placeholder("Search metric charts").fill("^validation_loss$")
     check_curves(page, *reversed(names))
-    keep(page, "charts-curves")
 
 
 def test_a_run_shows_its_description_and_its_figures(
@@ -206,7 +188,6 @@ def test_a_run_shows_its_description_and_its_figures(
         page.get_by_role("button", name="Expand description").click()
         run = page.url.split("/")[-1]
         expect(page.get_by_text(f"make replay RUN={run}")).to_be_visible()
-        keep(page, f"{model}-run")
 
         page.get_by_role("tab", name="Artifacts").click()
         expect(page.get_by_text(".png")).to_have_text([f"{name}.png" for name in FIGURES[model]])
@@ -216,18 +197,12 @@ def test_a_run_shows_its_description_and_its_figures(
             expect(figure).to_be_visible()
             expect(figure).to_have_js_property("complete", True)
             assert figure.evaluate("figure => figure.naturalWidth") > 300
-            keep(page, f"{model}-{name}")
 
 
 def listening(port: int) -> set[str]:
-    """The addresses at which this user's processes listen on the port."""
-    addresses = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            for connection in process.net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                    addresses.add(connection.laddr.ip)
-    return addresses
+    """The addresses at which processes of this machine listen on the port."""
+    found = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    return {address.ip for address in found if address.port == port}
 
 
 def test_the_pages_are_served_to_this_machine_only(port: int) -> None:
@@ -245,7 +220,6 @@ def test_dvc_draws_every_plot_that_dvc_yaml_declares(page: Page, clone: Clone) -
         page.goto((clone.folder / "dvc_plots/index.html").as_uri())
         drawn = page.locator("svg.marks")
         expect(drawn).to_have_count(len(titles))
-        keep(page, f"dvc-plots-{command}")
         for plot, title in zip(drawn.all(), titles, strict=True):
             for text in (title, *(experiments or ["workspace"])):
                 expect(plot).to_contain_text(text)

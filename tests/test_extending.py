@@ -38,9 +38,8 @@ def follow(section: str) -> set[str]:
 
 
 @pytest.fixture
-def extended(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
+def extended(clone: Clone) -> Clone:
     """A clone of the finished pipeline with the model and the data set of the page."""
-    monkeypatch.chdir(clone.folder)
     assert follow("A model") == {"lab/models/cnn.py", "params.yaml"}
     clone.run("ruff", "check", "lab")
     clone.run("mypy", "lab/models/cnn.py")
@@ -57,9 +56,7 @@ def extended(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> Clone:
     return clone
 
 
-def test_a_model_and_a_data_set_are_trained_recorded_compared_and_replayed(
-    extended: Clone,
-) -> None:
+def test_a_model_and_a_data_set_are_trained_recorded_compared_and_replayed(extended: Clone) -> None:
     new = ("cnn", "wine_regression")
     assert stages_run(extended.run("dvc", "repro")) == {"prepare_wine", *of(*new)}
     store = f"sqlite:///{extended.folder}/mlflow.db"

@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lab.common import lockfile
 from tests.conftest import ARTIFACT_COLUMNS, Clone
 from tests.servers import MODELS
 from tracking.repository import ROOT
@@ -76,14 +75,12 @@ def in_files(root: Path, path: Path, words: list[str]) -> Iterator[Found]:
     """The words in a file, or in all files below a folder, and in their names."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         where = file.relative_to(root).as_posix()
-        yield from in_bytes(where, where.encode(), words)
-        if file.is_file():
-            yield from in_bytes(where, file.read_bytes(), words)
+        texts = [where.encode(), file.read_bytes() if file.is_file() else b""]
         if file.suffix == ".png":
             with Image.open(file) as image:
                 image.load()
-                texts = str(image.info).encode()  # which may be compressed in the file
-            yield from in_bytes(where, texts, words)
+                texts.append(str(image.info).encode())  # which may be compressed in the file
+        yield from in_bytes(where, b" ".join(texts), words)
 
 
 def in_database(database: Path, paths: list[str]) -> Iterator[Found]:
@@ -108,11 +105,8 @@ def private_paths(clone: Clone) -> list[str]:
 def leaks(clone: Clone, root: Path) -> list[Found]:
     """Every word in the outputs, dvc.lock and the store, in the clone or in a copy of it."""
     paths = private_paths(clone)
-    with contextlib.chdir(root):
-        outputs = lockfile.outputs()
-    assert outputs
-    places = {Path("dvc.lock"), Path("data"), Path("results"), Path("mlartifacts"), *outputs}
-    found = [hit for place in places for hit in in_files(root, root / place, NAMES + paths)]
+    places = [root / name for name in ("dvc.lock", "data", "results", "mlartifacts")]
+    found = [hit for place in places for hit in in_files(root, place, NAMES + paths)]
     return found + list(in_database(root / "mlflow.db", paths))
 
 

@@ -1,11 +1,8 @@
-"""Many recorders at the same time, in a store that does not exist yet."""
+"""Many recorders at the same time, in a store that does not exist yet; one training diverges."""
 
-import itertools
 import re
-import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -14,68 +11,114 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lab.common import files
+from stages import train
 from tests import servers
-from tests.conftest import Clone
+from tests.conftest import Clone, Program
+from tests.inputs import refusing
 from tests.servers import FORKS, MODELS, Stage
 
 pytestmark = pytest.mark.slow
-fault = partial(pytest.mark.fault.with_args, "3. Load")
+load = partial(pytest.mark.fault.with_args, "3. Load")
+diverged = partial(pytest.mark.fault.with_args, "10. Diverged training")
 MODEL = "linear_regression"
+ERROR = f"error: {MODEL}: training diverged: the loss is"
 
 
-def require_runs(folder: Path, models: tuple[str, ...], number: int) -> dict[str, list[Run]]:
-    """The database is whole. It has this number of complete runs for each of the models only."""
-    database = folder / "mlflow.db"
-    with closing(sqlite3.connect(database)) as db:
-        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
-    store = f"sqlite:///{database}"
-    experiments = MlflowClient(store).search_experiments()
-    assert sorted(e.name for e in experiments) == sorted(["Default", *models])
-    runs = {model: servers.runs(store, model) for model in models}
-    for run in itertools.chain(*runs.values()):
-        assert run.info.status == "FINISHED"
-        servers.require_every_metric(store, run)
-    assert [len(of_model) for of_model in runs.values()] == [number] * len(models)
-    assert not list(folder.glob(".dvc/tmp/recording/*/*"))
-    return runs
+def require_runs(clone: Clone, models: tuple[str, ...], number: int) -> dict[str, list[Run]]:
+    """The store has this number of complete runs for each of the models, and for no other."""
+    assert clone.statuses().count("FINISHED") == number * len(models)
+    store = f"sqlite:///{clone.folder}/mlflow.db"
+    finished = {
+        model: [run for run in servers.runs(store, model) if run.info.status == "FINISHED"]
+        for model in models
+    }
+    for runs in finished.values():
+        assert len(runs) == number
+        for run in runs:
+            servers.require_every_metric(store, run)
+    assert not list(clone.folder.glob(".dvc/tmp/recording/*/*"))
+    return finished
 
 
-@fault(
-    "experiments from a queue, four at a time, into a store that does not exist",
+@load(
+    "a queue of 16 experiments and one that diverges, four at a time, into a store that does not"
+    " exist",
     "one FINISHED run of each, with every metric of every epoch; the database is whole",
+    "the one that diverges is FAILED",
 )
-@pytest.mark.sample(0)  # test_diverged.py has a small queue
-def test_a_queue_that_starts_without_a_store_loses_nothing(
-    clone: Clone, times: Callable[[int], None]
+@diverged(
+    "a queue of one such experiment and good ones, several at a time",
+    "this one Failed, the others are recorded",
+    "those are FINISHED runs",
+)
+@diverged(
+    "`dvc exp run` with a learning rate that is too large",
+    "one line with model, epoch and step; a FAILED run with the history up to there; no output",
+    "with a smaller one the run is FINISHED",
+)
+def test_a_queue_loses_nothing_and_goes_on_after_a_diverged_training(
+    clone: Clone, run_all: bool
 ) -> None:
-    number = 16
+    number, models, jobs = (16, MODELS, "4") if run_all else (1, (MODEL,), "2")
     rates = [f"{n / 100}" for n in range(1, number + 1)]
+    targets = [f"record@{model}" for model in models]
     clone.environment["OMP_NUM_THREADS"] = "1"
     clone.forget_runs()
     # More than one epoch where that takes no time.
     clone.edit({"  epochs: 1\n  batch_size: 10\n": "  epochs: 3\n  batch_size: 10\n"})
     clone.commit("three epochs")
-    clone.run("dvc", "exp", "run", "--queue", "-S", f"lr={','.join(rates)}")
-    assert not (clone.folder / "mlflow.db").exists()
-    clone.run("dvc", "queue", "start", "--jobs", "4")
+    clone.run("dvc", "exp", "run", "--queue", "-S", "lr=1000", f"record@{MODEL}")
+    clone.run("dvc", "exp", "run", "--queue", "-S", f"lr={','.join(rates)}", *targets)
+    assert not Path("mlflow.db").exists()
+    clone.run("dvc", "queue", "start", "--jobs", jobs)
     deadline = time.monotonic() + 1800
     while re.search("Queued|Running", status := clone.run("dvc", "queue", "status")):
-        assert time.monotonic() < deadline
-        time.sleep(10)
-    assert status.count("Success") == number, status
-    for runs in require_runs(clone.folder, MODELS, number).values():
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    assert status.count("Success") == number and status.count("Failed") == 1, status
+    for runs in require_runs(clone, models, number).values():
         assert sorted(run.data.params["lr"] for run in runs) == sorted(rates)
         assert len({run.data.tags["DVC_EXP_NAME"] for run in runs}) == number
     assert not clone.run("git", "status", "--porcelain")
-    times(number)
+
+    # Too large by so little that the loss leaves the range of float32 in the third epoch.
+    done = clone.try_("dvc", "exp", "run", "--name", "wild", "-S", "lr=2.0", f"train@{MODEL}")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(ERROR) and "in epoch 3" in line and "below lr = 2 may help" in line
+    assert not Path(f"results/{MODEL}/model.safetensors").exists()
+    store = f"sqlite:///{clone.folder}/mlflow.db"
+    failed = [run for run in servers.runs(store, MODEL) if run.info.status == "FAILED"]
+    assert [run.data.params["lr"] for run in failed] == ["1000.0", "2.0"]
+    wild = failed[1]
+    assert wild.data.tags["DVC_EXP_NAME"] == "wild" and wild.data.tags["failure"] in line
+    training, validation = (
+        sorted((m.step, m.value) for m in MlflowClient(store).get_metric_history(id_, key))
+        for id_, key in ((wild.info.run_id, f"{name}_loss") for name in ("train", "validation"))
+    )
+    assert [step for step, _ in training] == [1, 2, 3]
+    assert [step for step, _ in validation] == [1, 2]
+    assert 1 < training[0][1] < training[1][1] < training[2][1]
+
+
+@diverged("the same without a tracking server", "the same line, and that it is not recorded")
+def test_without_a_tracking_server_the_line_is_the_same(
+    clone: Clone, in_process: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.edit({"lr: 0.03": "lr: 1000"})
+    with refusing() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        done = in_process(train, MODEL)
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith(f"the failed run is not in MLflow: the tracking server at {address}")
+    assert error.startswith(ERROR) and done.returncode == 1
 
 
 def create_store(uri: str) -> None:
     MlflowClient(uri).search_experiments()
 
 
-@fault(
+@load(
     "several processes record at the same time into a store that does not exist",
     "all are recorded completely; the database is whole",
     "if MLflow creates the store without our lock, some of eight processes fail",
@@ -92,7 +135,7 @@ def test_recorders_that_start_without_a_store_all_record(
         store = {"DVC_ROOT": str(root), "MLFLOW_TRACKING_URI": ""}
         recorders = [Stage(folder, "record", MODEL, **store) for folder in folders]
         assert [recorder.end() for recorder in recorders] == [(0, "")] * number
-        require_runs(root, (MODEL,), number)
+        require_runs(Clone(root, root), (MODEL,), number)
         receipts = {files.sha256(folder / f"results/{MODEL}/receipt.json") for folder in folders}
         assert len(receipts) == 1
     uri = f"sqlite:///{tmp_path}/unlocked.db"

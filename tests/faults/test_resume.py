@@ -1,14 +1,13 @@
 """A killed training continues from its checkpoint and produces the same bytes."""
 
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -17,10 +16,9 @@ import stages
 from lab import checkpoints, params, schema, training
 from lab.common import workspace
 from stages import train
+from tests.conftest import Program, contents
+from tests.servers import FORKS
 from tracking.repository import ROOT
-
-if TYPE_CHECKING:  # the forkserver needs no MLflow
-    from tests.conftest import Program
 
 pytestmark = pytest.mark.slow
 fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "2. Exact resume")
@@ -63,9 +61,7 @@ def train_and_die(folder: Path, environment: dict[str, str], n: int, when: str) 
 
 def exit_code(folder: Path, n: int, when: str = "") -> int | None:
     """Run `train_and_die` in a new process, forked from one that has loaded torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", __name__])
-    process = context.Process(target=train_and_die, args=(folder, dict(os.environ), n, when))
+    process = FORKS.Process(target=train_and_die, args=(folder, dict(os.environ), n, when))
     process.start()
     process.join()
     return process.exitcode
@@ -89,7 +85,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finish(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: "Program"
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: Program
 ) -> Finish:
     """A function that trains to the end, in a copy of the folder without results.
 
@@ -101,11 +97,8 @@ def finish(
     def finish() -> tuple[bool, bool]:
         done = in_process(train, MODEL)
         assert done.returncode == 0, done.stderr
-        ours, expected = (
-            {f.name: f.read_bytes() for f in (folder / RESULTS).iterdir()}
-            for folder in (Path(), trained)
-        )
-        return "continuing from a checkpoint" in done.stderr, ours == expected
+        same = contents(RESULTS) == contents(trained / RESULTS)
+        return "continuing from a checkpoint" in done.stderr, same
 
     return finish
 

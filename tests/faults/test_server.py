@@ -3,8 +3,6 @@
 A real MLflow server stands behind a proxy that lets the n-th request of a recorder fail.
 """
 
-import contextlib
-import http.client
 import math
 import re
 import shutil
@@ -14,15 +12,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import urllib3
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lab.common import files
 from tests.conftest import Clone
+from tests.inputs import Request, page, refusing, serving
 from tests.servers import Stage, mlflow_server, runs, server_settings
 
 pytestmark = pytest.mark.slow
@@ -30,58 +29,12 @@ fault = partial(pytest.mark.fault.with_args, "4. The tracking server")
 MODEL = "linear_regression"
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection to the proxy."""
+class Proxy:
+    """What answers at a second address of a server, where chosen requests fail."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # which costs a recording a second
-    server: "Proxy"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def answer(self) -> None:
-        fault = self.server.fault_of(self.path)
-        if fault in ("hang", "delay"):
-            self.server.recovered.wait()
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, contents = int(fault) if fault.isdecimal() else 0, b"fault"
-        if fault in ("", "delay", "lose"):
-            with contextlib.closing(http.client.HTTPConnection(self.server.real)) as connection:
-                headers = {"Content-Type": self.headers.get("Content-Type", "")}
-                connection.request(self.command, self.path, body, headers)
-                answer = connection.getresponse()
-                status, contents = answer.status, answer.read()
-        if fault in ("hang", "cut", "lose"):
-            self.close_connection = True
-            return
-        self.send_response_only(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(contents)))
-        self.end_headers()
-        self.wfile.write(contents)
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
-
-
-class Proxy(ThreadingHTTPServer):
-    """A second address of a server, where chosen requests fail."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, real: str, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
-        self.real = real.removeprefix("http://")
-        self.address = f"http://127.0.0.1:{self.server_port}"
-        self.lock, self.recovered = threading.Lock(), threading.Event()
+    def __init__(self, real: str) -> None:
+        self.real, self.lock, self.recovered = real, threading.Lock(), threading.Event()
         self.recover()
-        threading.Thread(target=self.serve_forever, args=[0.05]).start()
-
-    def __exit__(self, *_: object) -> None:
-        self.recover()
-        self.shutdown()
-        self.server_close()
 
     def recover(self) -> None:
         """End the fault, and count requests from 1 again."""
@@ -112,15 +65,27 @@ class Proxy(ThreadingHTTPServer):
                 return "cut"
             return self.fault if self.first <= n <= self.last else ""
 
-    def handle_error(self, *_: object) -> None:
-        """Print nothing if a recorder has gone before its answer."""
+    def answer(self, request: Request) -> bytes:
+        fault = self.fault_of(request.path)
+        if fault in ("hang", "delay"):
+            self.recovered.wait()
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if fault in ("hang", "cut"):
+            return b""
+        if fault.isdecimal():
+            return page(b"fault", int(fault))
+        kind = {"Content-Type": request.headers.get("Content-Type", "")}
+        real = urllib3.request(request.command, self.real + request.path, body=body, headers=kind)
+        header = "Content-Type: application/json\r\nConnection: close\r\nContent-Length: {size}"
+        return b"" if fault == "lose" else page(real.data, real.status, header)
 
 
 class Place:
     """A finished pipeline of which one model is to be recorded, and the server for it."""
 
-    def __init__(self, clone: Clone, server: str, proxy: Proxy, seconds: int) -> None:
-        self.clone, self.server, self.proxy, self.seconds = clone, server, proxy, seconds
+    def __init__(self, clone: Clone, proxy: Proxy, address: str, seconds: int) -> None:
+        self.clone, self.proxy, self.address, self.seconds = clone, proxy, address, seconds
+        self.server = server = proxy.real
         self.client = MlflowClient(tracking_uri=server)
         self.receipt = clone.folder / f"results/{MODEL}/receipt.json"
         # Its files say, outside the store, that a run may be incomplete.
@@ -142,13 +107,13 @@ class Place:
 
     def record(self, model: str = MODEL, uri: str = "") -> tuple[int | None, str]:
         """The exit code and the errors of a recorder with the default time-out."""
-        settings = server_settings(uri or self.proxy.address)
+        settings = server_settings(uri or self.address)
         settings["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "5"
         return Stage(self.clone.folder, "record", model, **settings).end()
 
     def start_until_fault(self) -> Stage:
         """Start a patient recorder, and wait until its request fails."""
-        settings = server_settings(self.proxy.address)
+        settings = server_settings(self.address)
         stage = Stage(self.clone.folder, "record", MODEL, **settings)
         while len(self.proxy.seen) < self.proxy.first:
             assert stage.process.is_alive()
@@ -176,9 +141,9 @@ class Place:
         paths += [*self.clone.folder.glob("data/*/*"), *self.clone.folder.glob("results/*/*")]
         return {str(p): files.sha256(p) for p in paths if p.name != "receipt.json"}
 
-    def require_failed(self, code: int | None, stderr: str, since: float = 0) -> None:
+    def require_failed(self, code: int | None, stderr: str) -> None:
         """The recorder ended soon, with one line, and changed nothing."""
-        assert time.monotonic() - (since or self.proxy.since) < self.seconds
+        assert time.monotonic() - self.proxy.since < self.seconds
         assert code == 1
         assert re.fullmatch(r"error: .+\n", stderr), stderr
         assert not self.receipt.exists()
@@ -201,9 +166,12 @@ def place(
 ) -> Iterator[Place]:
     clone = finished.copy(tmp_path_factory.mktemp("server") / "clone")
     store = tmp_path_factory.mktemp("sqlite")
-    with mlflow_server("sqlite", store) as server, Proxy(server) as proxy:
-        # The README promises ten seconds. A machine with other work gets more.
-        yield Place(clone, server, proxy, 10 if run_all else 100)
+    with mlflow_server("sqlite", store) as server:
+        proxy = Proxy(server)
+        with serving(proxy.answer) as (address, _):
+            # The README promises ten seconds. A machine with other work gets more.
+            yield Place(clone, proxy, address, 10 if run_all else 100)
+            proxy.recover()
 
 
 ENDED = "the recorder ends with one line within 10 s; data and results are as before;"
@@ -248,16 +216,15 @@ def test_after_a_fault_of_the_server_the_next_recorder_records_once(
 @fault("the server refuses connections, then hangs during a recording; later `dvc repro`", ONCE)
 def test_dvc_repro_records_after_the_server_has_recovered(place: Place) -> None:
     place.reset()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    store = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
-    place.require_failed(*place.record(uri=store["MLFLOW_TRACKING_URI"]))
-    with Proxy(place.server, port) as proxy:
-        proxy.fail("hang", place.request("runs/create"))
+    with refusing() as address:
+        place.require_failed(*place.record(uri=address))
+    store = {"MLFLOW_TRACKING_URI": address}
+    with serving(place.proxy.answer, int(address.split(":")[-1])):
+        place.proxy.fail("hang", place.request("runs/create"))
         # A real process, whose time-outs are the default ones.
         done = place.clone.try_("python", "-m", "stages.record", MODEL, **store)
-        place.require_failed(done.returncode, done.stderr, proxy.since)
-        proxy.recover()
+        place.require_failed(done.returncode, done.stderr)
+        place.proxy.recover()
         place.clone.run("dvc", "repro", f"record@{MODEL}", **store)
         place.require_recorded_once()
 

@@ -11,19 +11,17 @@ import os
 import pickle
 import random
 import re
-import resource
 import runpy
 import struct
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import safetensors.numpy
 import torch
@@ -34,7 +32,7 @@ from lab.common.files import InputError
 from lab.datasets import Examples, fashion_mnist, regression_data
 from lab.models.mlp import MLP
 from stages import evaluate
-from tests.conftest import Clone, Program
+from tests.conftest import Program, contents
 from tracking.repository import ROOT
 
 fault = partial(pytest.mark.fault.with_args, "8. Untrusted files")
@@ -101,45 +99,30 @@ def with_header(contents: bytes, old: str, new: str) -> bytes:
     return struct.pack("<Q", len(header)) + header.encode() + data
 
 
-def added(name: str, *shape: int) -> tuple[str, str]:
-    """Adds a tensor without data to the header."""
-    description = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
-    return '{"__metadata__"', f'{{"{name}":{json.dumps(description)},"__metadata__"'
-
-
 METADATA, HIDDEN, KIND = '"__metadata__":', r"\"hidden\": [16,", r"\"kind\": \"mlp\""
 BIAS = '"output.bias":{"dtype":"F32","shape":['
 I8 = '{"dtype":"I8","shape":[3],"data_offsets":[0,3]}'
 HEADERS = {  # what is replaced in the header by what
     "a tensor twice": (BIAS, f'"output.bias":{I8},{BIAS}'),
-    "metadata twice": (METADATA, f'{METADATA}{{"model":"{{}}"}},{METADATA}'),
-    "a tensor too many": added("more", 0),
     "a tensor of 2**62 numbers": (BIAS, f"{BIAS}{2**62},"),
-    "a tensor of 0 x 2**63 numbers": added("more", 0, 2**63),
-    "a tensor of -3 numbers": (BIAS, f"{BIAS}-"),
     "another dtype": ('"F32"', '"I32"'),
-    "a name of 900,000 letters": added("a" * 900_000, 0),
-    "a name with control characters": added(r"\u001b[2J\u0007", 0),
+    "a tensor too many, named in control characters": (METADATA, rf'"\u001b[2J":{I8},{METADATA}'),
     "no description": (METADATA, '"output":'),
-    "a module as kind": (KIND, KIND.replace("mlp", "os")),
+    "another kind": (KIND, KIND.replace("mlp", "linear")),
     "a path as kind": (KIND, KIND.replace("mlp", "../networks")),
     "another width": ("[16, 8]", "[16, 9]"),
     "inputs of 2**64 numbers": ("[20]", f"{[65536] * 4}"),
-    "inputs of five dimensions": ("[20]", "[1, 1, 1, 4, 5]"),
     "a huge width": (HIDDEN, HIDDEN + "65536," * 62),
-    "a text as width": ("[20]", r"[\"20\"]"),
     "a function as activation": ("tanh", "os.system"),
     "an unknown key": (r"\"hidden\"", r"\"loader\":\"os.system\",\"hidden\""),
 }
 MALFORMED: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",
-    "cut in the header": lambda model: model[:200],
     "cut in the data": lambda model: model[:-1],
     "a byte too many": lambda model: model + b"\0",
     "a length of 2**64 - 1": lambda model: b"\xff" * 8 + model[8:],
     "a header without end": lambda model: struct.pack("<Q", 500_000) + b'{"a":' * 100_000 + model,
     "NaN": lambda model: model[:-4] + struct.pack("<f", math.nan),
-    "infinity": lambda model: model[:-4] + struct.pack("<f", math.inf),
     **{kind: partial(with_header, old=old, new=new) for kind, (old, new) in HEADERS.items()},
 }
 
@@ -233,16 +216,6 @@ def is_refused(reader: str, path: Path) -> bool:
         assert time.process_time() - start < 5
     assert valid(value)
     return False
-
-
-@pytest.fixture
-def little_memory() -> Iterator[None]:
-    """Limits memory to half a GiB more than is in use."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    limit = psutil.Process().memory_info().vms + 2**29
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @fault(
@@ -370,11 +343,6 @@ def test_no_code_of_the_project_runs_what_it_reads(times: Times) -> None:
     times(len(paths))
 
 
-def everything(folder: Path) -> dict[Path, bytes]:
-    """All files in the folder."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @fault(
     "an untrusted model given to `python -m stages.evaluate mlp`: not a model, of other sizes, or"
     " with outputs that overflow",
@@ -382,10 +350,10 @@ def everything(folder: Path) -> dict[Path, bytes]:
     "the trained model is evaluated to the same bytes",
 )
 @pytest.mark.slow
+@pytest.mark.usefixtures("clone")
 def test_evaluate_refuses_an_untrusted_model_and_keeps_the_old_results(
-    clone: Clone, in_process: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times
+    in_process: Program, tmp_path: Path, times: Times
 ) -> None:
-    monkeypatch.chdir(clone.folder)
     Path("dvc.lock").unlink()  # by which the stage would see that the model has changed
     trained, canary = MODEL.read_bytes(), tmp_path / "canary"
     refused = {
@@ -397,15 +365,15 @@ def test_evaluate_refuses_an_untrusted_model_and_keeps_the_old_results(
         "overflow in the outputs": whole_model(np.full((10, 784), 3e38), [0.0] * 10),
         "overflow in the loss": whole_model(np.zeros((10, 784)), [3e38, *[-3e38] * 9]),
     }
-    before = everything(Path("results"))
+    before = contents(Path("results"))
     assert in_process(evaluate, "mlp").returncode == 0
-    assert everything(Path("results")) == before
+    assert contents(Path("results")) == before
     for kind, model in refused.items():
         MODEL.write_bytes(model)
         done = in_process(evaluate, "mlp")
         assert done.returncode == 1 and not done.stdout, kind
         assert re.fullmatch("error: .{,9990}\n", done.stderr), done.stderr
         assert done.stderr[:-1].isprintable(), done.stderr
-        assert everything(Path("results")) == before | {MODEL: model}, kind
+        assert contents(Path("results")) == before | {"mlp/model.safetensors": model}, kind
         assert not canary.exists()
     times(len(refused))

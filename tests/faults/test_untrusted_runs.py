@@ -106,12 +106,10 @@ PATCHES += [new_file("GIT~1/hooks/post-checkout", "100755", "#!/bin/sh")]  # the
 MALFORMED = [
     "UPDATE tags SET value = 'true' WHERE key = 'git.dirty'",  # without a patch
     "UPDATE tags SET value = NULL WHERE key = 'git.commit'",
-    "DELETE FROM tags WHERE key = 'git.commit'",
     "UPDATE tags SET value = NULL WHERE key LIKE '%history.csv'",
     "UPDATE tags SET value = 'missing' WHERE key LIKE '%history.csv'",
     "DELETE FROM tags WHERE key LIKE 'sha256.%'",
     "UPDATE runs SET artifact_uri = NULL",
-    "UPDATE runs SET artifact_uri = 'junk://x'",
     "UPDATE runs SET artifact_uri = 'junk://x', name = 'identical\n\x1b[2J'",
     "UPDATE runs SET artifact_uri = 'http://127.0.0.1:9/x'",
     "UPDATE logged_models SET artifact_location = 'junk://x'",

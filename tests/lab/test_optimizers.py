@@ -55,12 +55,7 @@ OPTIMIZERS: dict[Callable[..., float], dict[str, Any]] = {
     adam: {"betas": [0.7, 0.9], "eps": 0.01, "weight_decay": 0.1},
     adamw: {"betas": [0.7, 0.9], "eps": 0.01, "weight_decay": 0.1},
     rmsprop: {"alpha": 0.9, "eps": 0.01, "weight_decay": 0.1, "momentum": 0.8, "centered": True},
-    adagrad: {
-        "lr_decay": 0.1,
-        "weight_decay": 0.1,
-        "initial_accumulator_value": 0.5,
-        "eps": 0.01,
-    },
+    adagrad: {"lr_decay": 0.1, "weight_decay": 0.1, "eps": 0.01, "initial_accumulator_value": 0.5},
 }
 SCHEDULES: list[tuple[dict[str, Any], Callable[[int], float]]] = [
     ({"name": "constant"}, lambda step: 1.0),
@@ -108,19 +103,15 @@ def test_a_schedule_is_its_formula(section: dict[str, Any], factor: Callable[[in
         ("optimizer", {"momentum": 0.9}, {"name": "sgd"}),
         ("optimizer", {"name": "lbfgs"}, {"name": "adagrad"}),
         ("optimizer", {"name": "sgd", "momentum": 1.0}, {"momentum": 0.999}),
-        ("optimizer", {"name": "sgd", "momentum": True}, {"momentum": 0}),
         ("optimizer", {"name": "sgd", "nesterov": True}, {"momentum": 0.1}),
         ("optimizer", {"name": "sgd", "weight_decay": -0.1}, {"weight_decay": 0.0}),
         ("optimizer", {"name": "sgd", "eps": 0.1}, {"name": "adam"}),
         ("optimizer", {"name": "adam", "betas": [0.9]}, {"betas": [0.9, 0.0]}),
-        ("optimizer", {"name": "adamw", "betas": [0.9, 1.0]}, {"betas": [0.9, 0.99]}),
         ("optimizer", {"name": "adam", "eps": 0.0}, {"eps": 1e-30}),
-        ("optimizer", {"name": "rmsprop", "alpha": 1.0}, {"alpha": 0.0}),
         ("optimizer", {"name": "adagrad", "lr_decay": 1.1}, {"lr_decay": 1.0}),
         ("lr_schedule", {"name": "exponential"}, {"name": "cosine"}),
         ("lr_schedule", {"name": "linear", "factor": 0.5}, {"name": "step"}),
         ("lr_schedule", {"name": "step", "factor": 0.0}, {"factor": 1.0}),
-        ("lr_schedule", {"name": "step", "epochs": 0}, {"epochs": 1}),
     ],
     ids=str,
 )

@@ -2,11 +2,11 @@
 
 import pytest
 
-from lab import params, schema
+from lab import params
 from lab.common.files import InputError
 from lab.datasets import fashion_mnist, regression_data
 from lab.models import linear, mlp
-from tests.lab.test_params import GOOD, replaced
+from tests.inputs import GOOD, replaced
 
 ENTRY = (
     "  small:\n    title: Small\n    kind: mlp\n    data: regression_data\n    task: regression\n"
@@ -48,19 +48,6 @@ def test_a_model_is_added_by_an_entry_and_a_section() -> None:
     ]
 
 
-def test_a_name_alone_is_a_section_with_the_defaults() -> None:
-    for key, old, names in (
-        ("optimizer", "sgd", ("sgd", "adam", "adamw", "rmsprop", "adagrad")),
-        ("lr_schedule", "constant", ("constant", "linear", "cosine", "step")),
-    ):
-        for name in names:
-            texts = [
-                replaced(f"{key}: {old}", f"{key}: {new}") for new in (name, f"{{name: {name}}}")
-            ]
-            short, long = (params.parse(text).flat("linear_regression") for text in texts)
-            assert short == long and short[key] == name
-
-
 def test_a_kind_has_no_parameter_of_a_name_that_all_models_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -71,8 +58,3 @@ def test_a_kind_has_no_parameter_of_a_name_that_all_models_have(
             params.parse(GOOD)
         monkeypatch.undo()
     params.parse(GOOD)  # the control
-
-
-def test_folders_have_the_names_of_data_sets_and_models() -> None:
-    assert schema.folder("fashion_mnist").as_posix() == "data/fashion_mnist"
-    assert schema.results("mlp").as_posix() == "results/mlp"

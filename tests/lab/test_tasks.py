@@ -17,12 +17,6 @@ LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 OUTPUTS = torch.eye(10)[torch.tensor([0, 0, 1, 1, 2, 2])] * 3
 
 
-def test_the_squared_loss_is_half_the_squared_error() -> None:
-    outputs, targets = torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0], [1.0]])
-    assert Regression().losses(outputs, targets).tolist() == [2.0, 0.0]
-    assert Regression().measure(outputs, targets) == {"loss": 1.0}
-
-
 @pytest.mark.parametrize("targets", [torch.zeros(3), torch.zeros(1, 3), torch.zeros(2, 1)])
 def test_the_squared_loss_does_not_broadcast(targets: Tensor) -> None:
     with pytest.raises(ValueError, match="shapes differ"):

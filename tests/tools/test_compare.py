@@ -20,22 +20,11 @@ FORMS: tuple[tuple[str, ...], ...] = ((), ("--markdown",), ("--csv",))
 
 
 @pytest.fixture(autouse=True)
-def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+def committed(git: Clone, database: Path) -> Params:
     """The parameters, committed in a repository without runs, which is the current folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     shutil.copy(ROOT / "tests/params.yaml", "params.yaml")
-    clone = Clone(tmp_path, tmp_path)
-    clone.run("git", "init", "--quiet")
-    clone.commit("all")
+    git.commit("all")
     return params.load()
-
-
-@pytest.fixture(autouse=True)
-def database(committed: Params, empty_store: Path) -> Path:
-    """An empty store."""
-    return Path(shutil.copy(empty_store, "mlflow.db"))
 
 
 def record(p: Params, validation: float, test: float, model: str = "mlp", **info: str) -> None:

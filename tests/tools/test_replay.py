@@ -17,18 +17,13 @@ from tests import servers
 from tests.conftest import Clone, Program
 from tools import compare, replay
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clone")]
 MODEL = "linear_regression"  # the fastest
 
 
 def runs(model: str = MODEL) -> list[Run]:
     """The model's runs in the store of the current folder, oldest first."""
     return servers.runs(f"sqlite:///{Path.cwd()}/mlflow.db", model)
-
-
-@pytest.fixture(autouse=True)
-def in_clone(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(clone.folder)
 
 
 def change_code(steps: int) -> None:

@@ -1,5 +1,7 @@
 """The report of a pull request says what the change does, from real pipelines on both sides."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.conftest import Clone, Program
@@ -14,9 +16,9 @@ def test_a_change_is_reported_with_its_effect(clone: Clone) -> None:
     assert "**Reproduced:**" in printed
     assert printed.count("No change.") == 2 and "No curve changed." in printed
 
-    lock = clone.folder / "dvc.lock"
-    lock.write_text(lock.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    (clone.folder / "README.md").write_text("", encoding="utf-8")  # which no result comes from
+    with Path("dvc.lock").open("a") as lock:
+        lock.write("\n")
+    Path("README.md").write_text("")  # which no result comes from
     printed = clone.run(*command)
     assert "**Not reproduced.**" in printed and "dvc.lock" in printed
 
@@ -33,7 +35,7 @@ def test_a_change_is_reported_with_its_effect(clone: Clone) -> None:
     assert "distance_learned_true" in metrics
     assert "Linear regression, validation loss by epoch" in metrics
     assert metrics.count("  line [") == 2
-    assert (clone.folder / "dvc_plots/index.html").exists()
+    assert Path("dvc_plots/index.html").exists()
     assert clone.run("git", "status", "--porcelain") == ""
 
 

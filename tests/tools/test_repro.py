@@ -14,14 +14,14 @@ from tracking.repository import ROOT
 
 @pytest.mark.slow
 def test_it_numbers_the_stages_and_prints_a_result_per_model_and_what_to_try(clone: Clone) -> None:
-    (clone.folder / "results/mlp/history.csv").unlink()  # which DVC's run-cache has
-    (clone.folder / "results/mlp/receipt.json").unlink()  # which it has not
+    Path("results/mlp/history.csv").unlink()  # which DVC's run-cache has
+    Path("results/mlp/receipt.json").unlink()  # which it has not
     printed = clone.run("python", "-m", "tools.repro")
     lines = re.findall(r"^\[(\d+)/11\] (.+)", printed, re.MULTILINE)
     assert [int(number) for number, _ in lines] == list(range(1, 12))
     cached, ran = [line for _, line in lines if "didn't change" not in line]
     assert "train@mlp' is cached" in cached and ran == "Running stage 'record@mlp':"
-    accuracy = files.read_json(clone.folder / "results/mlp/metrics.json")["test_accuracy"]
+    accuracy = files.read_json(Path("results/mlp/metrics.json"))["test_accuracy"]
     mlp = rf"^Multilayer perceptron +accuracy {accuracy:.4f}, loss \d\.\d+, \d+ s$"
     assert re.search(mlp, printed, re.MULTILINE)
     assert len(re.findall(", unchanged$", printed, re.MULTILINE)) == 2
@@ -32,7 +32,7 @@ def test_it_numbers_the_stages_and_prints_a_result_per_model_and_what_to_try(clo
 
 @pytest.mark.slow
 def test_it_fails_where_a_stage_does_and_prints_no_results(clone: Clone) -> None:
-    (clone.folder / "stages/evaluate.py").write_text("raise SystemExit('error: no evaluation')\n")
+    Path("stages/evaluate.py").write_text("raise SystemExit('error: no evaluation')\n")
     done = clone.try_("python", "-m", "tools.repro")
     assert done.returncode not in (0, 1) and "error: no evaluation" in done.stderr
     assert "Traceback" not in done.stderr and "Try next" not in done.stdout

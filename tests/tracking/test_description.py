@@ -8,25 +8,24 @@ import pytest
 
 from lab import params
 from lab.common import files
+from tests.conftest import Clone
+from tests.inputs import GOOD
 from tracking import description, repository
-from tracking.repository import ROOT
 
 HISTORY = [{"epoch": e, "validation_loss": v} for e, v in ((1.0, 0.5), (2.0, 0.25), (3.0, 0.4))]
-TEXT = (ROOT / "tests/params.yaml").read_text(encoding="utf-8")
 METRICS = "results/mlp/metrics.json"
 Describe = Callable[[str, dict[str, str]], list[str]]
 
 
 @pytest.fixture
-def describe(git: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Describe:
+def describe(git: Clone, monkeypatch: pytest.MonkeyPatch) -> Describe:
     """A function that describes a run with these parameters, from a commit of these files."""
     monkeypatch.delenv("DVC_EXP_BASELINE_REV", raising=False)
 
     def describe(text: str, committed: dict[str, str]) -> list[str]:
         for name, contents in committed.items():
             files.write_text(Path(name), contents)
-        git("add", ".")
-        git("commit", "--quiet", "--allow-empty", "--message", "first")
+        git.commit("first")
         metrics = {"test_accuracy": 0.8, "test_loss": 0.5, "test_r2": None}
         run = description.describe("mlp", params.parse(text), HISTORY, metrics, "r1")
         return run.splitlines()
@@ -38,8 +37,8 @@ def test_it_has_the_result_the_baseline_the_difference_and_the_way_to_replay(
     describe: Describe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "faster")
-    committed = {"params.yaml": TEXT, METRICS: json.dumps({"test_accuracy": 0.75})}
-    changed = TEXT.replace("lr: 0.03", "lr: 0.1").replace("momentum: 0.9", "momentum: 0.8")
+    committed = {"params.yaml": GOOD, METRICS: json.dumps({"test_accuracy": 0.75})}
+    changed = GOOD.replace("lr: 0.03", "lr: 0.1").replace("momentum: 0.9", "momentum: 0.8")
     title, replay, tested, differing, trained = describe(changed, committed)
     commit = repository.head()[:7]
     assert title == f"**Multilayer perceptron**, experiment *faster* on commit `{commit}`"
@@ -54,13 +53,13 @@ def test_it_has_the_result_the_baseline_the_difference_and_the_way_to_replay(
     [
         {},
         {"params.yaml": "lr: [", METRICS: "{"},
-        {"params.yaml": TEXT.replace("mlp:", "other:"), METRICS: "{}"},
+        {"params.yaml": GOOD.replace("mlp:", "other:"), METRICS: "{}"},
     ],
 )
 def test_a_commit_without_the_model_is_no_obstacle(
     describe: Describe, committed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
-    title, _, tested, differing, _ = describe(TEXT, committed)
+    title, _, tested, differing, _ = describe(GOOD, committed)
     assert title.endswith(f"of commit `{repository.head()[:7]}`")
     assert "committed there" not in tested and differing.endswith("the commit has no such model")

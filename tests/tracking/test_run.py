@@ -12,6 +12,7 @@ from lab import params
 from lab.common import files
 from lab.networks import Shape
 from tests import servers
+from tests.conftest import Clone
 from tracking import description, repository, run, store
 from tracking.repository import ROOT
 
@@ -24,11 +25,10 @@ Record = Callable[..., None]
 
 
 @pytest.fixture
-def record(database: Path, git: Callable[..., str]) -> Record:
+def record(database: Path, git: Clone) -> Record:
     """A function that records a result in a repository without uncommitted changes."""
     shutil.copy(ROOT / "tests/params.yaml", "params.yaml")
-    git("add", "params.yaml")
-    git("commit", "--quiet", "--message", "first")
+    git.commit("first")
     files.write_csv(TABLE, HISTORY)
     metrics = {"test_loss": 0.5, "test_r2": None}
     shape = Shape(inputs=(4,), outputs=3)
@@ -79,22 +79,6 @@ def test_a_run_holds_parameters_metrics_tags_data_and_artifacts(
     assert artifacts == {"history.csv", "curves.png", "params.yaml"}
     figure = client.download_artifacts(id_, "curves.png", str(tmp_path))
     assert Path(figure).read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_commit_as_it_is_is_the_baseline(
-    record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record()
-    monkeypatch.setenv("DVC_EXP_NAME", "an-experiment")
-    record()
-    monkeypatch.delenv("DVC_EXP_NAME")
-    with Path("params.yaml").open("a") as file:
-        file.write("# changed\n")
-    record()
-    commit = repository.head()[:7]
-    names = [f"baseline {commit}", "an-experiment", f"{commit}, changed"]
-    assert [found.info.run_name for found in recorded()] == names
-    assert [found.data.tags.get("baseline") for found in recorded()] == ["true", None, None]
 
 
 def test_an_equal_result_names_the_first_finished_run_of_it(record: Record) -> None:

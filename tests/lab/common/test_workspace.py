@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lab.common import workspace
 from tracking.repository import ROOT
 
 HOLD = """
@@ -34,20 +33,6 @@ def start(folder: Path, *script: str, **environment: str) -> subprocess.Popen[st
     )
 
 
-def test_a_second_process_waits_and_says_so(tmp_path: Path) -> None:
-    first = start(tmp_path, HOLD, "60")
-    assert first.stdout.readline() == "in\n"
-    second = start(tmp_path, HOLD, "60")
-    assert "waiting for another train mlp" in second.stderr.readline()
-    third = start(tmp_path / "elsewhere", HOLD, "60")
-    assert third.stdout.readline() == "in\n"  # another folder has its own outputs
-    first.kill()
-    assert second.stdout.readline() == "in\n"
-    for process in (first, second, third):
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize("by_dvc", [True, False])
 def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path: Path, by_dvc: bool) -> None:
     environment = {"DVC_STAGE": "train@mlp"} if by_dvc else {}
@@ -60,13 +45,3 @@ def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path: Path, by_dvc: bool)
     assert out == "in\n"
     assert ("waiting" in printed) != by_dvc  # a stage started by hand outlives its shell
     parent.communicate()
-
-
-def test_an_experiment_uses_the_folder_of_the_main_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert workspace.main_root() == tmp_path
-    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
-    assert workspace.main_root() == Path("/elsewhere")

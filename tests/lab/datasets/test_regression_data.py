@@ -28,12 +28,6 @@ def test_targets_are_xw_plus_b_plus_noise() -> None:
     assert abs((x[:, 0] * noise).mean()) < 0.02  # and of the noise
 
 
-def test_without_noise_the_targets_lie_on_the_plane() -> None:
-    x, y = DATA.model_copy(update={"noise": 0.0}).draw(1, "test")
-    plane = x.double() @ torch.tensor(DATA.weights, dtype=torch.float64) + DATA.bias
-    assert (y.squeeze(1) - plane).abs().max() < 1e-6  # a float32 of this size has steps of 5e-7
-
-
 def test_splits_and_seeds_differ() -> None:
     draws = {
         DATA.draw(n, split).features[:100].numpy().tobytes() for n in (1, 2) for split in SPLITS
@@ -61,11 +55,7 @@ def test_prepared_files_read_back_to_the_same_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        *("{}", "[]", '{"weights": 1, "bias": 2}', '{"weights": ["x"], "bias": 2}'),
-        *('{"weights": [NaN], "bias": 2}', '{"weights": [], "bias": 1e999}'),
-    ],
+    "text", ["{}", '{"weights": ["x"], "bias": 2}', '{"weights": [NaN], "bias": 2}']
 )
 def test_other_true_weights_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "truth.json").write_text(text)
@@ -73,11 +63,7 @@ def test_other_true_weights_are_refused(tmp_path: Path, text: str) -> None:
         DATA.true_weights(tmp_path)
 
 
-ROWS = ["", "1,\n", "1,nan\n", "1,inf\n", "1,4e38\n", "1,two\n", "1,2,3\n4,5,6\n"]
-OTHER_COLUMNS = ["", "y,x1\n1,2\n", "y\n1\n", "\x00\x01\x02", "x1,x3,y\n1,2,3\n"]
-
-
-@pytest.mark.parametrize("text", [*(f"x1,y\n{row}" for row in ROWS), *OTHER_COLUMNS])
+@pytest.mark.parametrize("text", ["y,x1\n1,2\n", "y\n1\n", "x1,x3,y\n1,2,3\n", "x1,y\n1,4e38\n"])
 def test_other_tables_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=r"t\.csv: "):
