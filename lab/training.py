@@ -175,11 +175,17 @@ def _state(
     tensors["generator/cpu"] = torch.get_rng_state()
     if next(network.parameters()).is_cuda:
         tensors["generator/cuda"] = torch.cuda.get_rng_state()
+    others: dict[int, dict[str, Any]] = {}  # what is no tensor
     optimized = optimizer.state_dict()
     for i, state in optimized["state"].items():
-        tensors |= {f"optimizer/{i}/{key}": tensor for key, tensor in state.items()}
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{i}/{key}"] = value
+            else:
+                others.setdefault(i, {})[key] = value
     return tensors, {
         "at": dataclasses.asdict(at),
+        "optimizer": others,
         "groups": optimized["param_groups"],
         "schedule": schedule.state_dict(),
     }
@@ -190,7 +196,7 @@ def _restore(
 ) -> TrainState:
     """Bring back what `_state` took, and return where training was."""
     weights: dict[str, Tensor] = {}
-    states: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Any]] = {int(i): s for i, s in saved.state["optimizer"].items()}
     for name, tensor in saved.tensors.items():
         match name.split("/"):
             case ["network", key]:

@@ -1,13 +1,16 @@
 """Training is the algorithm of the book, and the history says what happened."""
 
+import json
 import math
 from typing import Any
 
 import pytest
 import torch
+from torch import nn, optim
 
 import exact
 from lab import training
+from lab.checkpoints import Saved
 from lab.common.files import InputError
 from lab.datasets import Examples
 from lab.networks import layers
@@ -116,6 +119,18 @@ def test_training_repeats_and_resumes_to_the_same_bits(arithmetic: Arithmetic) -
         assert train(arithmetic, saved, **STATEFUL).result == result, saved.state["at"]
     for part in ("at", "optimizer", "schedule", "groups", "network", "generator"):  # the controls
         assert train(arithmetic, without(part, steps), **STATEFUL).result != result, part
+
+
+def test_a_checkpoint_holds_whatever_an_optimiser_keeps() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    keeping, empty = (optim.SGD([weight], 0.1) for _ in range(2))
+    keeping.state[weight] = {"count": 3, "mean": torch.ones(2)}
+    module, schedule = nn.Module(), settings().schedule(keeping, 1)
+    module.register_parameter("weight", weight)
+    tensors, state = training._state(training.TrainState(), module, keeping, schedule)
+    saved = Saved(tensors, json.loads(json.dumps(state)))
+    training._restore(saved, module, empty, schedule)
+    assert empty.state[weight].keys() == {"count", "mean"} and empty.state[weight]["count"] == 3
 
 
 def test_a_diverging_training_says_where_and_what_may_help() -> None:
