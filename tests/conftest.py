@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Draw samples, and put the test modules into an order that keeps two workers busy.
 
     Of a test marked `sample(n)`, n cases are drawn, the same ones each time; with --all, all are.
-    One worker begins with the longest module and makes the `finished` pipeline. The other begins
+    Two workers begin with the longest modules, and make the `finished` pipeline. Others begin
     with the quick modules, which do not need it.
     """
     drawn = defaultdict(list)
@@ -69,9 +69,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    first, second = LONGEST
-    order = {first: 0, second: 2}
-    items.sort(key=lambda item: order.get(item.path.name, 3 if item.path in slow else 1))
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, 3 if item.path in slow else 2))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as many tests wait for a server or a process."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
