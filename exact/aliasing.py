@@ -1,8 +1,8 @@
 """Tensors that share memory with the one that an operation writes to.
 
-Where both overlap, threads and vector instructions decide whether an operation reads the
-old number or the new one. So what it reads is copied first, and an operation that
-would write one place in memory twice is refused.
+Where an operand and the output overlap, threads and vector instructions decide whether an
+operation reads the old number or the new one. So what it reads is copied first, and an
+operation that would write one place in memory twice is refused.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def separated(operation: Any, function: Callable[..., Any]) -> Callable[..., Any
             raise NotExactError(
                 f"{operation} writes to a view of which several elements are one in memory"
             )
-        memory = sorted(map(_extent, written))
+        memory = sorted(_extent(x) for x in written if not x.is_meta)
         if any(after[0] < before[1] for before, after in pairwise(memory)):
             raise NotExactError(f"{operation} writes to tensors of which some share their memory")
         return function(*kept, *(_copied(y, memory) for y in operands), **kwargs)

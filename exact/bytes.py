@@ -20,7 +20,7 @@ _MARKS = WeakTensorKeyDictionary()
 def from_bytes(x: Tensor) -> Tensor:
     """Convert uint8 (…) to the numbers x / 256 in [0, 1), float32 (…), marked with their bytes.
 
-    Indexing under the mode passes the mark on, and a transposed view has it; a copy has not.
+    Indexing under the mode passes the mark on; a transposed view keeps it; a copy loses it.
     Without it a product is the same, but slower. A change by PyTorch ends it; one
     through `.numpy()` or `.data` is not noticed, so make none.
     Raises TypeError for other types than uint8.

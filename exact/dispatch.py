@@ -1,14 +1,14 @@
 """The mode of PyTorch that sends each operation of a block to its exact implementation.
 
-    loss.backward()  →  autograd  →  aten.mm(a, b)  →  ExactMode  →  registry  →  grid.matmul
+    loss.backward()  →  autograd  →  aten.mm(a, b)  →  ExactMode  →  registry  →  products.matmul
                                                            │
                                               not registered: NotExactError
 
 Below autograd, PyTorch is a stream of some hundred small operations. An operation that
 nobody has looked at is refused, so none can change results unnoticed. PyTorch's table of
-decompositions is not used: its formulas change between releases, and they round
-intermediate results. Only operations that are by definition a sequence of others are taken
-apart (`decompose`); autograd has done so before, except in inference mode.
+decompositions in Python is not used: its formulas change between releases, and they round
+intermediate results. Only operations that PyTorch itself defines as a sequence of others are
+taken apart (`decompose`).
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What can stand in the way of exact results, as one line for the user."""
+"""What can stand in the way of exact results."""
 
 __all__ = ["MachineError", "NotExactError"]
 

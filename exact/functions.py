@@ -55,7 +55,7 @@ def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ldexp(x: Tensor, k: Tensor) -> Tensor:
-    """X times 2^k, in place, for integers k from -2044 to 2046."""
+    """Multiply x by 2^k, in place, for integers k from -2044 to 2046."""
     half = k >> 1  # in two steps, as 2^k can be beyond float64 where the result is not
     return x.mul_(_power_of_two(half)).mul_(_power_of_two(k - half))
 

@@ -13,7 +13,7 @@ __all__ = ["check"]
 
 
 def check(device: str = "cpu") -> None:
-    """Raise MachineError where rounding, subnormals or float64 products are not as they should be.
+    """Raise MachineError if rounding, subnormals or float64 products are wrong.
 
     Subnormals and rounding are probed on every worker thread each time, as a library
     that was loaded in between may have changed a thread's mode (llvm#57589); products
@@ -49,6 +49,6 @@ def _check_products(device: str) -> None:
 
 def _integers(shape: tuple[int, int], bits: int) -> Tensor:
     """Integers of full size with mixed low bits and signs, without a random generator."""
-    i = torch.arange(shape[0] * shape[1]).view(shape)
+    i = torch.arange(shape[0] * shape[1], device="cpu").view(shape)
     sign = torch.where((i * 31) % 7 < 2, -1, 1)
     return sign * ((1 << bits) - 1 - (i * 40_503) % 1021)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch._C._dynamo import eval_frame
-from torch.optim import lr_scheduler
+from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -33,7 +33,10 @@ def entered() -> Iterator[ExactMode]:
         yield current
     else:
         with _PATCHES, ExactMode() as current:
-            yield current
+            try:
+                yield current
+            finally:
+                optimizers.restore()
 
 
 class _Shared:
@@ -110,12 +113,15 @@ def exact_cosine() -> Iterator[None]:
     def cos(x: float) -> float:
         return functions.cos(x) if active() else math.cos(x)
 
-    module = vars(lr_scheduler)
-    before, module["math"] = module["math"], SimpleNamespace(**vars(math) | {"cos": cos})
+    modules = [vars(module) for module in (lr_scheduler, swa_utils)]
+    before = [module["math"] for module in modules]
+    for module in modules:
+        module["math"] = SimpleNamespace(**vars(math) | {"cos": cos})
     try:
         yield
     finally:
-        module["math"] = before
+        for module, original in zip(modules, before, strict=True):
+            module["math"] = original
 
 
 @contextlib.contextmanager
@@ -137,7 +143,7 @@ def optimizer_hooks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def skip_compilation() -> Iterator[None]:
-    """Let torch.compile leave the mode alone, and all functions that it calls."""
+    """Let torch.compile skip the mode's function and all that it calls."""
 
     def set_action(action: Any) -> None:
         strategy = eval_frame._FrameExecStrategy(action, action)

@@ -69,8 +69,8 @@ def _has_int8() -> bool:
     # Its libraries can be told not to use them: then sums of two products saturate, in
     # kernels that depend on the sizes. So probe several with the extremes in all pairs.
     for n, k, m in ((3, 4, 2), (96, 256, 48), (768, 784, 256)):
-        a = torch.tensor([[127], [-128]]).repeat(n, k)[:n]
-        b = torch.tensor([[127, -128]]).repeat(k, m)[:, :m]
+        a = torch.tensor([[127], [-128]], device="cpu").repeat(n, k)[:n]
+        b = torch.tensor([[127, -128]], device="cpu").repeat(k, m)[:, :m]
         products = torch._int_mm(a.to(torch.int8), b.to(torch.int8))
         if not torch.equal(products.long(), k * a[:, :1] * b[:1]):
             return False
@@ -101,10 +101,10 @@ def _int8_product(
     digits.bitwise_xor_(0x8080)
     # One matrix of all planes, in the layout of a: transposing it would take longer.
     if a.is_contiguous():
-        planes = torch.empty((3, n, k), dtype=torch.int8)
+        planes = torch.empty((3, n, k), dtype=torch.int8, device="cpu")
         stacked = planes.view(3 * n, k)
     else:
-        planes = torch.empty((k, 3, n), dtype=torch.int8).permute(1, 2, 0)
+        planes = torch.empty((k, 3, n), dtype=torch.int8, device="cpu").permute(1, 2, 0)
         stacked = planes.permute(2, 0, 1).view(k, 3 * n).t()
     for i, plane in enumerate(planes):
         plane.copy_(digits if i == 0 else digits.bitwise_right_shift_(8))  # the lowest byte

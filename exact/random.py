@@ -18,7 +18,7 @@ from torch import Tensor
 
 from exact.functions import log, polynomial, sqrt
 
-__all__ = ["bernoulli", "integers", "normal", "permutation", "uniform"]
+__all__ = ["integers", "normal", "permutation", "uniform"]
 
 _MASK = 0xFFFFFFFF
 
@@ -52,13 +52,8 @@ def integers(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) ->
     return ((high << 31) | (low >> 1)).view(shape)
 
 
-def bernoulli(p: float, shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:
-    """True with probability p, to 2^-32, else False."""
-    return (_words(math.prod(shape), seed, purpose, *counters) < round(p * 2**32)).view(shape)
-
-
 def _words(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
-    """N random words of 32 bits, as int64 (n,): block i is Philox of counter i."""
+    """Random words of 32 bits, as int64 (n,): block i is Philox of counter i."""
     name = "/".join([str(seed), purpose, *map(str, counters)])
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     block = torch.arange((n + 3) // 4)

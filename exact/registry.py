@@ -2,8 +2,8 @@
 
 An operation is registered where it is written: by `@implements` with its exact
 implementation, or by `exact_as_is` if PyTorch's own is exact. Three variants follow from a
-registered operation: `exp_` (in place), `exp.out` (into a given tensor) and
-`_foreach_exp` (of a list of tensors). Every other operation is refused.
+registered operation, where the types of the arguments agree: `exp_` (in place), `exp.out`
+(into a given tensor) and `_foreach_exp` (of a list of tensors). The rest is refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ from exact import aliasing
 from exact.errors import NotExactError
 
 __all__ = [
-    "SEEDED", "UNSEEDED", "count_change", "exact_as_is", "find", "implements", "in_place",
-    "overloads", "register",
+    "SEEDED", "UNSEEDED", "count_change", "exact_as_is", "find", "implements", "overloads",
+    "register",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -27,6 +27,7 @@ _Function = TypeVar("_Function", bound=Implementation)
 
 _REGISTERED: dict[Any, Implementation] = {}
 _RANDOM: set[Any] = set()  # the operations that take a generator
+_DISPATCHED = frozenset(torch._C._dispatch_get_all_op_names())
 
 
 def implements(*names: str, random: bool = False) -> Callable[[_Function], _Function]:
@@ -57,20 +58,35 @@ def register(operation: Any, implementation: Implementation) -> None:
     if operation in _REGISTERED:
         raise ValueError(f"{operation} is registered twice")
     _REGISTERED[operation] = implementation
+    for table in (SEEDED, UNSEEDED):  # which may hold that it is refused
+        table.clear()
 
 
 def overloads(names: str) -> Iterator[Any]:
     """The overloads of operations and of their in-place twins; "round.default" is one of them."""
     for name, _, overload in (name.partition(".") for name in names.split()):
-        for packet in (getattr(aten, name), getattr(aten, f"{name}_", None)):
-            for found in packet.overloads() if packet else ():
-                if overload in ("", found):
-                    yield getattr(packet, found)
+        for operation in [*_overloads(name), *_overloads(f"{name}_")]:
+            if overload in ("", operation._overloadname):
+                yield operation
+
+
+def _overloads(name: str) -> list[Any]:
+    """What PyTorch dispatches under this name: no operation of TorchScript, no lists to write."""
+    packet = getattr(aten, name, None)
+    found = [getattr(packet, overload) for overload in packet.overloads()] if packet else []
+    return [
+        operation
+        for operation in found
+        if operation.name() in _DISPATCHED and not any(_is_list(out) for out in _outs(operation))
+    ]
 
 
 def _operation(name: str) -> Any:
-    name, _, overload = name.partition(".")
-    return getattr(getattr(aten, name), overload or "default")
+    packet, _, overload = name.partition(".")
+    known = {operation._overloadname: operation for operation in _overloads(packet)}
+    if (overload or "default") not in known:
+        raise ValueError(f"{name} is no operation; overloads of {packet}: {', '.join(known)}")
+    return known[overload or "default"]
 
 
 def find(operation: Any) -> Implementation | None:
@@ -78,53 +94,57 @@ def find(operation: Any) -> Implementation | None:
     schema = getattr(operation, "_schema", None)
     if operation in _REGISTERED or schema is None or not schema.name.startswith("aten::"):
         return _REGISTERED.get(operation)
-    name, overload = schema.name.removeprefix("aten::"), operation._overloadname
-    if outs := [argument.name for argument in schema.arguments if argument.is_out]:
-        packet = getattr(aten, name)
-        inputs = _inputs(packet, overload)
-        twins = [twin for twin in packet.overloads() if _inputs(packet, twin) == inputs]
-        functions = [function for twin in twins if (function := _original(name, twin))]
-        return _into(functions[0], outs) if functions else None
+    name = schema.name.removeprefix("aten::")
+    if outs := _outs(operation):
+        function = None if any(map(_is_list, outs)) else _original(name, _types(operation))
+        return _into(function, [out.name for out in outs]) if function else None
     if name.startswith("_foreach_"):
-        return _find_foreach(name.removeprefix("_foreach_"), overload)
-    function = _original(name.removesuffix("_"), overload) if name.endswith("_") else None
-    return function and in_place(function)
+        return _find_foreach(name.removeprefix("_foreach_"), _types(operation))
+    function = _original(name.removesuffix("_"), _types(operation)) if name.endswith("_") else None
+    return function and _in_place(function)
 
 
-def _original(name: str, overload: str) -> Implementation | None:
-    """The registered function that variants derive from; random operations have none."""
-    operation = getattr(getattr(aten, name, None), overload, None)
-    return None if operation in _RANDOM else _REGISTERED.get(operation)
-
-
-def _inputs(packet: Any, overload: str) -> list[tuple[str, str]]:
-    arguments = getattr(packet, overload)._schema.arguments
-    return [(argument.name, str(argument.type)) for argument in arguments if not argument.is_out]
-
-
-# The overload of an operation on one tensor, by that of the operation on a list.
-_ELEMENT = {
-    "default": ["default"],
-    "Scalar": ["Scalar", "Tensor_Scalar", "default"],
-    "ScalarList": ["Scalar", "Tensor_Scalar", "default"],
-    "List": ["Tensor", "default"],
-    "Tensor": ["Tensor"],
-}
-
-
-def _find_foreach(name: str, overload: str) -> Implementation | None:
+def _find_foreach(name: str, types: list[str]) -> Implementation | None:
     """The derived operation on lists; in place by `exp_` if it is registered, else by `exp`."""
-    plain = name.removesuffix("_")
-    for element in _ELEMENT.get(overload, ()):
-        function, updating = _original(plain, element), _original(name, element)
-        if name != plain and (function or updating):
-            return count_change(_foreach(updating or in_place(function)))
-        if function:
-            return _foreach(function)
+    types = [kind.removeprefix("List[").removesuffix("]") for kind in types]
+    function = _original(name.removesuffix("_"), types, prefix=True)
+    if not name.endswith("_"):
+        return function and _foreach(function)
+    updating = _original(name, types, prefix=True) or (function and _in_place(function))
+    return updating and count_change(_foreach(updating))
+
+
+def _original(name: str, types: list[str], prefix: bool = False) -> Implementation | None:
+    """The registered function of this name for arguments of these types, or None.
+
+    With `prefix`, it may take more, which have defaults. Random operations have no variants.
+    """
+    for operation in _overloads(name):
+        theirs, others = _types(operation), operation._schema.arguments[len(types) :]
+        agree = theirs == types or (
+            prefix
+            and theirs[: len(types)] == types
+            and all(argument.has_default_value() for argument in others)
+        )
+        if agree and operation in _REGISTERED.keys() - _RANDOM and not _outs(operation):
+            return _REGISTERED[operation]
     return None
 
 
-def in_place(function: Any) -> Callable[..., Tensor]:
+def _outs(operation: Any) -> list[Any]:
+    return [argument for argument in operation._schema.arguments if argument.is_out]
+
+
+def _is_list(argument: Any) -> bool:
+    return bool(argument.type.kind() == "ListType")
+
+
+def _types(operation: Any) -> list[str]:
+    arguments = operation._schema.arguments
+    return [str(argument.type) for argument in arguments if not argument.is_out]
+
+
+def _in_place(function: Any) -> Callable[..., Tensor]:
     """The function, whose result replaces the content of its first argument."""
 
     def replacing(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -53,6 +53,12 @@ def paragraph(names: list[str]) -> str:
     )
 
 
+def shown(plain: str, names: set[str]) -> str:
+    """The operation's name, or that of its only variant that is exact."""
+    packets = sorted(name.partition(".")[0] for name in names)
+    return plain if plain in packets else packets[-1]
+
+
 def main() -> None:
     """Print the page."""
     exact, refused, composite = statuses()
@@ -61,7 +67,7 @@ def main() -> None:
     print(HEAD.format(release=torch.__version__.partition("+")[0], composite=composite))
     overloads = sum(map(len, exact.values()))
     print(f"## Exact: {len(exact)} operations, {overloads} with variants and overloads\n")
-    print(paragraph(list(exact)))
+    print(paragraph([shown(plain, names) for plain, names in exact.items()]))
     print(f"\n## Refused variants and overloads of these: {len(partly)}\n")
     print(paragraph(partly))
     print(f"\n## Refused with all variants: {len(wholly)}\n")

@@ -17,6 +17,7 @@ def _convolution(
 ) -> Tensor:  # fmt: skip
     """Gathered patches times weights: (N, C, H, W), (O, C/groups, h, w) to (N, O, H', W')."""
     _require_2d(x, transposed)
+    stride, padding, dilation = _pairs(stride, padding, dilation)
     if x.dtype != weight.dtype or (bias is not None and bias.shape != weight.shape[:1]):
         raise RuntimeError(f"expected weights of {x.dtype} and a bias for each output")
     patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)
@@ -38,6 +39,7 @@ def _convolution_backward(
     groups: int, mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     _require_2d(x, transposed)
+    stride, padding, dilation = _pairs(stride, padding, dilation)
     x_grad = weight_grad = bias_grad = None
     if mask[0]:
         x_grad = _input_gradient(grad, x, weight, stride, padding, dilation, groups)
@@ -73,6 +75,11 @@ def _input_gradient(
     return _convolution(
         F.pad(spread, margins), rotated, None, one, none, dilation, False, none, groups
     )
+
+
+def _pairs(*sizes: list[int]) -> list[list[int]]:
+    """Sizes for height and width; PyTorch may give one number for both."""
+    return [size * 2 if len(size) == 1 else size for size in sizes]
 
 
 def _require_2d(x: Tensor, transposed: bool) -> None:

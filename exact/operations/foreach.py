@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exact.operations.pointwise import add, add_
 from exact.operations.reductions import vector_norm
 from exact.registry import aten, count_change, implements, register
 
@@ -16,10 +17,19 @@ register(aten._foreach_mul.Scalar, aten._foreach_mul.Scalar)
 register(aten._foreach_mul_.Scalar, count_change(aten._foreach_mul_.Scalar))
 
 
+def _alike(xs: list[Tensor], ys: list[Tensor]) -> bool:
+    pairs = zip(xs, ys, strict=True)
+    return all(
+        x.dtype == y.dtype and x.shape == y.shape and x.is_floating_point() for x, y in pairs
+    )
+
+
 @implements("_foreach_add.List")
 def _foreach_add(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> Any:
     if alpha == 1:
         return torch._foreach_add(xs, ys)
+    if not _alike(xs, ys):
+        return [add(x, y, alpha=alpha) for x, y in zip(xs, ys, strict=True)]
     products = torch._foreach_mul(ys, alpha)
     torch._foreach_add_(products, xs)  # which nobody else holds
     return products
@@ -28,7 +38,11 @@ def _foreach_add(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> Any
 @implements("_foreach_add_.List")
 @count_change
 def _foreach_add_(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> None:
-    torch._foreach_add_(xs, ys if alpha == 1 else torch._foreach_mul(ys, alpha))
+    if alpha == 1 or _alike(xs, ys):
+        torch._foreach_add_(xs, ys if alpha == 1 else torch._foreach_mul(ys, alpha))
+    else:
+        for x, y in zip(xs, ys, strict=True):
+            add_(x, y, alpha=alpha)
 
 
 @implements("_foreach_norm.Scalar")

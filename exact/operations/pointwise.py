@@ -11,6 +11,8 @@ from exact import functions, grid
 from exact.errors import NotExactError
 from exact.registry import aten, exact_as_is, implements, register
 
+__all__ = ["add", "add_", "rounded"]
+
 # IEEE 754 defines + - × of two numbers to the last bit; the others compare or choose.
 exact_as_is("""
     mul abs neg sign sgn threshold_backward floor ceil trunc round.default
@@ -22,12 +24,14 @@ exact_as_is("""
 
 
 @implements("add.Tensor", "add.Scalar")
-def _add(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+def add(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+    """The sum a + alpha · b, the product rounded before the sum."""
     return torch.add(a, _scaled(a, b, alpha))
 
 
 @implements("add_.Tensor", "add_.Scalar")
-def _add_(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+def add_(a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+    """The same in place."""
     return a.add_(_scaled(a, b, alpha))
 
 
@@ -134,18 +138,18 @@ def _pow(x: Tensor, exponent: float) -> Tensor:
     return (result if exponent >= 0 else torch.ones_like(y) / result).to(dtype)
 
 
-def _function(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The function of float64, rounded to the operand's dtype, or of integers to the default."""
+def rounded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function, with results rounded to the operand's dtype, or the default for integers."""
 
-    def rounded(x: Tensor) -> Tensor:
+    def called(x: Tensor) -> Tensor:
         return function(x).to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
 
-    return rounded
+    return called
 
 
 for function in (functions.exp, functions.log, functions.sqrt, functions.erf,
                  functions.sigmoid, functions.tanh):  # fmt: skip
-    implements(function.__name__)(_function(function))
+    implements(function.__name__)(rounded(function))
 
 
 @implements("sigmoid_backward")

@@ -36,6 +36,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
         [X, draw(6, 2, 3, 2), draw(6)],
     ),
     "conv2d, wide stride": (lambda x, w: F.conv2d(x, w, None, 3), [X, draw(2, 4, 1, 1)]),
+    "conv2d, valid": (
+        lambda x, w: F.conv2d(x, w, None, padding="valid"),
+        [X, draw(2, 4, 3, 3)],
+    ),
     "conv2d, margin": (lambda x, w: F.conv2d(x, w, None, 2, 3), [X, draw(2, 4, 1, 1)]),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), [X]),
     "max_pool2d, overlapping": (lambda x: F.max_pool2d(x, 3, 1, 1), [X]),

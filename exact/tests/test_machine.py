@@ -18,6 +18,12 @@ def test_this_machine_passes_in_no_time() -> None:
     assert time.perf_counter() - started < 1  # 20 ms on a quiet machine
 
 
+def test_a_default_device_does_not_matter() -> None:
+    machine._check_products.cache_clear()
+    with torch.device("meta"), exact.mode():
+        assert (torch.ones(2) + 1).is_meta
+
+
 def test_flushed_subnormals_are_refused() -> None:
     if not torch.set_flush_denormal(True):
         pytest.skip("this CPU cannot flush subnormals")

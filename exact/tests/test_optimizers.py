@@ -126,6 +126,7 @@ def test_powers_are_exact_only_under_the_mode(monkeypatch: pytest.MonkeyPatch) -
 SCHEDULES: list[Callable[[optim.Optimizer], optim.lr_scheduler.LRScheduler]] = [
     lambda optimizer: optim.lr_scheduler.CosineAnnealingLR(optimizer, 17),
     lambda optimizer: optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 7),
+    lambda optimizer: optim.swa_utils.SWALR(optimizer, 0.05, anneal_epochs=7),
     lambda optimizer: optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=31),
 ]
 

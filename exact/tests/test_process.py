@@ -20,7 +20,7 @@ import math, os, threading
 import torch
 import torch._dynamo
 from torch._C._dynamo import eval_frame
-from torch.optim import lr_scheduler, optimizer
+from torch.optim import lr_scheduler, optimizer, swa_utils
 
 def state():
     hooks = optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks
@@ -29,7 +29,7 @@ def state():
         "environment": dict(os.environ),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
         "Thread.start": threading.Thread.start,
-        "schedules": lr_scheduler.math,
+        "schedules": [lr_scheduler.math, swa_utils.math],
         "hooks": [list(hook) for hook in hooks],
         "attention": [getattr(torch.backends.cuda, f"{s}_sdp_enabled")() for s in switches],
         "generator": torch.get_rng_state().tolist(),

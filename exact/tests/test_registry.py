@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import exact
-from exact import functions, registry
+from exact import registry
 from exact.docs import operations
 from exact.registry import aten
 from exact.tests.oracle import bits
 
 X = torch.linspace(0.1, 3, 35).view(7, 5)
 Y = torch.linspace(2, -2, 35).view(7, 5)
+DTYPES = {torch.float64: X.double(), torch.int64: X.long()}
 DERIVED: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]] = [
     (torch._foreach_exp, torch.exp, (), {}),
     (torch._foreach_mul, torch.mul, (0.3,), {}),
@@ -23,6 +24,8 @@ DERIVED: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]] = [
     (torch._foreach_lerp, torch.lerp, (Y, 0.3), {}),
     (torch._foreach_addcmul, torch.addcmul, (Y, Y), {"value": 0.3}),
     (torch._foreach_maximum, torch.maximum, (Y,), {}),
+    (torch._foreach_clamp_min, torch.clamp_min, (0.5,), {}),
+    (torch._foreach_add, torch.add, (Y.double(),), {"alpha": 1}),
     (torch._foreach_pow, torch.pow, (1.5,), {}),
 ]
 
@@ -69,9 +72,35 @@ def test_variants_of_random_operations_are_not_derived() -> None:
     assert registry.find(aten.bernoulli.out) is None
 
 
-def test_an_operation_is_registered_once() -> None:
-    with pytest.raises(ValueError, match=r"aten\.exp\.default is registered twice"):
-        registry.implements("exp")(torch.exp)
+def test_what_cannot_be_registered_is_an_error() -> None:
+    for name, message in (
+        ("exp", r"aten\.exp\.default is registered twice"),
+        ("addd", "addd is no operation"),
+        ("add", "overloads of add: Tensor, Scalar"),  # `add` alone is TorchScript's
+    ):
+        with pytest.raises(ValueError, match=message):
+            registry.implements(name)(torch.exp)
+
+
+def test_variants_take_the_arguments_of_their_operation() -> None:
+    with exact.mode():
+        assert bits([X.clone().pow_(2), X.clone().square_()]) == bits([X**2, X**2])
+        assert (X * 9).long().floor_divide_(2).tolist() == ((X * 9).long() // 2).tolist()
+        with pytest.raises(exact.NotExactError, match="_foreach_maximum"):
+            torch._foreach_maximum([X], 0.5)
+    assert registry.find(aten._foreach_add.List_out) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_list_of_other_types_is_promoted_as_natively(dtype: torch.dtype) -> None:
+    xs, ys, alpha = [DTYPES[dtype]], [Y.long()[:1]], 3
+    native = torch._foreach_add(xs, ys, alpha=alpha)
+    updated = [x.clone() for x in xs]
+    with exact.mode():
+        ours = torch._foreach_add(xs, ys, alpha=alpha)
+        torch._foreach_add_(updated, ys, alpha=alpha)
+    assert ours[0].dtype == native[0].dtype and torch.equal(ours[0], native[0])
+    assert torch.equal(updated[0], native[0])
 
 
 def test_the_lists_of_operations_are_those_of_the_tables() -> None:
@@ -85,14 +114,15 @@ def test_a_newcomers_operation_works_as_the_readme_says() -> None:
     code = text.split("<!-- operation -->")[1].split("```python")[1].split("```")[0]
     with exact.mode(), pytest.raises(exact.NotExactError, match="cosh"):  # the control
         torch.cosh(X)
-    names = {"implements": registry.implements, "functions": functions, "Tensor": torch.Tensor}
+    names: dict[str, Any] = {}
     try:
         exec(code, names)  # noqa: S102
-        registry.UNSEEDED.clear()
         with exact.mode():
             ours, updated = torch.cosh(X), X.clone().cosh_()
             (listed,) = torch._foreach_cosh([X])
+            of_integers = torch.cosh(torch.tensor([1, 2]))
         torch.testing.assert_close(ours, X.cosh())
+        torch.testing.assert_close(of_integers, torch.tensor([1, 2]).cosh())
         assert bits([ours]) == bits([updated]) == bits([listed])
     finally:
         registry._REGISTERED.pop(aten.cosh.default, None)
