@@ -10,16 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from exact import aliasing
 from exact.errors import NotExactError
+from exact.variants import count_change, foreach, in_place, into
 
-__all__ = [
-    "SEEDED", "UNSEEDED", "count_change", "exact_as_is", "find", "implements", "overloads",
-    "register",
-]  # fmt: skip
+__all__ = ["SEEDED", "UNSEEDED", "exact_as_is", "find", "implements", "overloads", "register"]
 
 aten = torch.ops.aten
 Implementation = Callable[..., Any]
@@ -97,11 +93,11 @@ def find(operation: Any) -> Implementation | None:
     name = schema.name.removeprefix("aten::")
     if outs := _outs(operation):
         function = None if any(map(_is_list, outs)) else _original(name, _types(operation))
-        return _into(function, [out.name for out in outs]) if function else None
+        return into(function, [out.name for out in outs]) if function else None
     if name.startswith("_foreach_"):
         return _find_foreach(name.removeprefix("_foreach_"), _types(operation))
     function = _original(name.removesuffix("_"), _types(operation)) if name.endswith("_") else None
-    return function and _in_place(function)
+    return function and in_place(function)
 
 
 def _find_foreach(name: str, types: list[str]) -> Implementation | None:
@@ -109,9 +105,9 @@ def _find_foreach(name: str, types: list[str]) -> Implementation | None:
     types = [kind.removeprefix("List[").removesuffix("]") for kind in types]
     function = _original(name.removesuffix("_"), types, prefix=True)
     if not name.endswith("_"):
-        return function and _foreach(function)
-    updating = _original(name, types, prefix=True) or (function and _in_place(function))
-    return updating and count_change(_foreach(updating))
+        return function and foreach(function)
+    updating = _original(name, types, prefix=True) or (function and in_place(function))
+    return updating and count_change(foreach(updating))
 
 
 def _original(name: str, types: list[str], prefix: bool = False) -> Implementation | None:
@@ -142,57 +138,6 @@ def _is_list(argument: Any) -> bool:
 def _types(operation: Any) -> list[str]:
     arguments = operation._schema.arguments
     return [str(argument.type) for argument in arguments if not argument.is_out]
-
-
-def _in_place(function: Any) -> Callable[..., Tensor]:
-    """The function, whose result replaces the content of its first argument."""
-
-    def replacing(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return _assign(x, function(x, *args, **kwargs))
-
-    return replacing
-
-
-def _assign(x: Tensor, result: Tensor) -> Tensor:
-    if not torch.can_cast(result.dtype, x.dtype):
-        raise RuntimeError(f"result type {result.dtype} cannot be cast to {x.dtype}")
-    return x.copy_(result)
-
-
-def _into(function: Implementation, outs: list[str]) -> Implementation:
-    """The function, whose results are written to the keyword arguments `outs`."""
-
-    def writing(*args: Any, **kwargs: Any) -> Any:
-        targets = tuple(kwargs.pop(name) for name in outs)
-        results = function(*args, **kwargs)
-        for x, result in zip(targets, results if len(outs) > 1 else (results,), strict=True):
-            _assign(x if x.shape == result.shape else x.resize_(result.shape), result)
-        return targets if len(outs) > 1 else targets[0]
-
-    return writing
-
-
-def _foreach(function: Implementation) -> Implementation:
-    """The function for lists of tensors; other operands are lists as long, or one for all."""
-
-    def by_element(xs: list[Tensor], *others: Any, **kwargs: Any) -> list[Any]:
-        columns = [y if isinstance(y, list) else [y] * len(xs) for y in others]
-        return [function(*row, **kwargs) for row in zip(xs, *columns, strict=True)]
-
-    return by_element
-
-
-def count_change(function: Implementation) -> Implementation:
-    """The function, which changes a list of tensors, and a step of their version counters.
-
-    Below autograd PyTorch does not count it; marks of bytes and saved tensors rely on it.
-    """
-
-    def counted(xs: list[Tensor], *others: Any, **kwargs: Any) -> None:
-        function(xs, *others, **kwargs)
-        increment_version([x for x in xs if not x.is_inference()])
-
-    return counted
 
 
 def _require_generator(operation: Any, function: Implementation) -> Implementation:

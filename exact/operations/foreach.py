@@ -11,7 +11,8 @@ from torch import Tensor
 
 from exact.operations.pointwise import add, add_
 from exact.operations.reductions import vector_norm
-from exact.registry import aten, count_change, implements, register
+from exact.registry import aten, implements, register
+from exact.variants import count_change
 
 register(aten._foreach_mul.Scalar, aten._foreach_mul.Scalar)
 register(aten._foreach_mul_.Scalar, count_change(aten._foreach_mul_.Scalar))
