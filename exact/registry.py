@@ -13,12 +13,11 @@ import torch
 
 from exact import aliasing
 from exact.errors import NotExactError
-from exact.variants import count_change, foreach, in_place, into
+from exact.variants import Implementation, count_change, foreach, in_place, into
 
 __all__ = ["SEEDED", "UNSEEDED", "exact_as_is", "find", "implements", "overloads", "register"]
 
 aten = torch.ops.aten
-Implementation = Callable[..., Any]
 _Function = TypeVar("_Function", bound=Implementation)
 
 _REGISTERED: dict[Any, Implementation] = {}
@@ -122,7 +121,7 @@ def _original(name: str, types: list[str], prefix: bool = False) -> Implementati
             and theirs[: len(types)] == types
             and all(argument.has_default_value() for argument in others)
         )
-        if agree and operation in _REGISTERED.keys() - _RANDOM and not _outs(operation):
+        if agree and operation in _REGISTERED and not (operation in _RANDOM or _outs(operation)):
             return _REGISTERED[operation]
     return None
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-__all__ = ["count_change", "foreach", "in_place", "into"]
+__all__ = ["Implementation", "count_change", "foreach", "in_place", "into"]
 
 Implementation = Callable[..., Any]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from exact.operations.pointwise import add, add_
 from exact.operations.reductions import vector_norm
 from exact.registry import aten, implements, register
-from exact.variants import count_change
+from exact.variants import count_change, foreach
 
 register(aten._foreach_mul.Scalar, aten._foreach_mul.Scalar)
 register(aten._foreach_mul_.Scalar, count_change(aten._foreach_mul_.Scalar))
@@ -30,7 +30,7 @@ def _foreach_add(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> Any
     if alpha == 1:
         return torch._foreach_add(xs, ys)
     if not _alike(xs, ys):
-        return [add(x, y, alpha=alpha) for x, y in zip(xs, ys, strict=True)]
+        return foreach(add)(xs, ys, alpha=alpha)
     products = torch._foreach_mul(ys, alpha)
     torch._foreach_add_(products, xs)  # which nobody else holds
     return products
@@ -42,8 +42,7 @@ def _foreach_add_(xs: list[Tensor], ys: list[Tensor], *, alpha: float = 1) -> No
     if alpha == 1 or _alike(xs, ys):
         torch._foreach_add_(xs, ys if alpha == 1 else torch._foreach_mul(ys, alpha))
     else:
-        for x, y in zip(xs, ys, strict=True):
-            add_(x, y, alpha=alpha)
+        foreach(add_)(xs, ys, alpha=alpha)
 
 
 @implements("_foreach_norm.Scalar")
