@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro repair test test-all lint compare replay report ui audit bench verify-exact lock
+.PHONY: help setup repro repair test test-all lint compare replay promote report ui audit bench verify-exact lock
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -57,6 +57,10 @@ compare: setup  ## print the recorded experiments as one table, best validation 
 replay: setup  ## run a recorded run again and compare every byte: make replay RUN=<id>
 	@test -n '$(RUN)' || { echo 'error: name a run: make replay RUN=<id, or its beginning>' >&2; exit 2; }
 	@python -m tools.replay '$(RUN)'
+
+promote: setup  ## make a run's model the champion in MLflow, if it replays: make promote RUN=<id>
+	@test -n '$(RUN)' || { echo 'error: name a run: make promote RUN=<id, or its beginning>' >&2; exit 2; }
+	@python -m tools.promote '$(RUN)'
 
 BASE ?= main
 report: setup  ## say in Markdown what the results differ in from main (or BASE=…)

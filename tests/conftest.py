@@ -28,7 +28,7 @@ from lab.common.files import InputError
 from tracking import repository
 from tracking.repository import ROOT
 
-pytest_plugins = ["tests.reliability"]
+pytest_plugins = ["tests.disks", "tests.reliability"]
 
 # Changes to tests/params.yaml that make trainings short.
 SHORT = {

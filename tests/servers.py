@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,21 @@ FORKS.set_forkserver_preload(["torch._dynamo", "stages.record", "stages.train", 
 
 @contextlib.contextmanager
 def running(
-    command: list[str], ready: Callable[[], bool], folder: Path, **options: Any
+    command: list[str],
+    ready: Callable[[], bool],
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> Iterator[None]:
     """A server that is ready. At the end, all processes that it started are ended.
 
-    The options are those of Popen.
+    The settings are added to its environment; the options are those of Popen.
     """
-    log = folder / "server.log"
+    log = folder / f"{Path(command[0]).name}.log"
     environment = repository.environment() | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes
+        **(settings or {}),
     }
     with log.open("wb") as output:
         options |= {"cwd": folder, "env": environment, "start_new_session": True}
@@ -93,17 +98,44 @@ def postgresql() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def mlflow_server(kind: str, folder: Path) -> Iterator[str]:
-    """The address of an MLflow server without any runs."""
+def mlflow_server(kind: str, folder: Path, artifacts: str = "", **settings: str) -> Iterator[str]:
+    """The address of an MLflow server without any runs.
+
+    Its artifacts are in the folder, or where `artifacts` says. The settings are its environment.
+    """
     sqlite = contextlib.nullcontext(f"sqlite:///{folder}/mlflow.db")
     with postgresql() if kind == "postgresql" else sqlite as store:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         command = ["mlflow", "server", "--port", str(port), "--workers", "1", "--serve-artifacts"]
-        command += ["--backend-store-uri", store, "--artifacts-destination", f"{folder}/served"]
+        command += ["--backend-store-uri", store]
+        command += ["--artifacts-destination", artifacts or f"{folder}/served"]
         address = f"http://127.0.0.1:{port}"
-        with running(command, lambda: ui.answers(address), folder):
+        with running(command, lambda: ui.answers(address), folder, settings):
             yield address
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path, key: str, secret: str, port: int = 0) -> Iterator[str]:
+    """The address of an S3 server that keeps the objects of each bucket in a folder of its name."""
+    port = port or free_port()
+    command = ["rclone", "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}"]
+    settings = {"RCLONE_AUTH_KEY": f'"{key},{secret}"', "RCLONE_CONFIG": os.devnull}
+    with running(command, lambda: listens(port), folder.parent, settings):
+        yield f"http://127.0.0.1:{port}"
+
+
+def free_port() -> int:
+    """A port of this machine that no program listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Whether a program listens on the port of this machine."""
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False
 
 
 def server_settings(address: str) -> dict[str, str]:

@@ -48,8 +48,21 @@ class Comparison(NamedTuple):
 def main() -> None:
     """A run's id in; a table, a verdict and an exit code out."""
     parser = argparse.ArgumentParser(description="Replay a recorded run, compare every byte.")
+    _, differing = tried(argument(parser))
+    sys.exit(bool(differing))
+
+
+def argument(parser: argparse.ArgumentParser) -> str:
+    """The one argument of the command line: the beginning of a run's id."""
     parser.add_argument("run", help="the id of an MLflow run, or the beginning of one")
-    prefix = parser.parse_args().run
+    return str(parser.parse_args().run)
+
+
+def tried(prefix: str) -> tuple[Run, list[Comparison]]:
+    """Replay the run, print what was compared, and tag the run; return it and what differs.
+
+    Exits with 2 where the run cannot be replayed.
+    """
     try:
         with store.one_line_errors("MLflow does not give the run"):
             client = store.connect(create=False)
@@ -71,10 +84,9 @@ def main() -> None:
     ]
     table = pd.DataFrame(rows, columns=["", "recorded", "found", "verdict"])
     print(table.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
-    if differing:
-        print(f"\ndifferent: first in {differing[0].name}")
-        sys.exit(1)
-    print(f"\nidentical: all {len(comparisons)} comparisons")
+    same = f"identical: all {len(comparisons)} comparisons"
+    print(f"\ndifferent: first in {differing[0].name}" if differing else f"\n{same}")
+    return run, differing
 
 
 def find(prefix: str) -> Run:
@@ -137,12 +149,9 @@ def stored(
     for file in ["params.yaml", *patch, *results]:
         if not file.endswith(".safetensors"):
             client.download_artifacts(run.info.run_id, file, str(folder))
-        elif run.outputs and run.outputs.model_outputs:
-            model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
-            source = f"{model.artifact_location}/data/{file}"
-            mlflow.artifacts.download_artifacts(source, dst_path=str(folder))
         else:
-            raise InputError("the run has no model")
+            source = f"{client.get_logged_model(model_id(run)).artifact_location}/data/{file}"
+            mlflow.artifacts.download_artifacts(source, dst_path=str(folder))
     p = params.load(folder / "params.yaml")
     if name not in p.models:
         raise InputError(f"not a run that this pipeline recorded: it has no model {name}")
@@ -152,6 +161,13 @@ def stored(
         *(Comparison(f"parameter {k}", run.data.params.get(k, MISSING), v) for k, v in settings),
         *(Comparison(f"{k} in the store", v, digest(folder / k)) for k, v in results.items()),
     ]
+
+
+def model_id(run: Run) -> str:
+    """The id of the run's model in MLflow. Raises InputError where it has none."""
+    if not run.outputs or not run.outputs.model_outputs:
+        raise InputError("the run has no model")
+    return str(run.outputs.model_outputs[0].model_id)
 
 
 def check_out(commit: str, patch: Path, clone: Path) -> None:

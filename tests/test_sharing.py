@@ -1,0 +1,196 @@
+"""Two clones that share git, an S3 server and an MLflow server alone, as docs/sharing.md says.
+
+Alice computes, records and pushes. Bob pulls, compares, replays, promotes and serves.
+"""
+
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import requests
+import torch
+from mlflow import MlflowClient
+from safetensors.numpy import load_file
+
+import exact
+from lab.common import files
+from tests import servers
+from tests.conftest import Clone, Program, contents
+from tests.servers import MODELS, Stage
+from tools import compare, promote
+from tracking.repository import ROOT
+
+pytestmark = pytest.mark.slow
+BUCKET = "our-bucket"  # in docs/sharing.md
+OUTPUTS = ("data/**/*", "results/**/*.safetensors", "results/**/*.csv", "results/**/metrics.json")
+LINEAR = "linear_regression"
+EXPERIMENT = ("dvc", "exp", "run", "-S", f"{LINEAR}.epochs=2", f"train@{LINEAR}")
+TRAINS = f"python -m stages.train {LINEAR}"
+
+
+class Team(NamedTuple):
+    """Alice's clone, whose results are pushed and whose runs are on the server; and the servers."""
+
+    alice: Clone
+    s3: Path  # the folder in which the S3 server keeps the bucket
+    settings: dict[str, str]  # the MLflow server, as a user sets it
+    keys: dict[str, str]  # of the S3 server
+
+
+def remote_commands(kind: str, **places: str) -> list[list[str]]:
+    """The commands of docs/sharing.md that set up a remote of this kind, at other places."""
+    page = (ROOT / "docs/sharing.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"<!-- remote: {kind} -->\n```sh\n(.*?)```", page, flags=re.DOTALL)
+    for old, new in places.items():
+        assert old in block
+        block = block.replace(old, new)
+    return [line.partition("  #")[0].split() for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def team(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("team")
+    key, secret = secrets.token_hex(8), secrets.token_hex(16)
+    keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+    (folder / "s3" / BUCKET).mkdir(parents=True)
+    kind = "postgresql" if servers.POSTGRESQL else "sqlite"
+    with servers.s3_server(folder / "s3", key, secret) as s3:
+        of_server = keys | {"MLFLOW_S3_ENDPOINT_URL": s3}
+        place = f"s3://{BUCKET}/mlflow"
+        with servers.mlflow_server(kind, folder, place, **of_server) as address:
+            settings = servers.server_settings(address)
+            alice = finished.copy(folder / "alice")
+            alice.forget_runs()
+            for command in remote_commands("s3", **{"https://s3.example.org": s3}):
+                alice.run(*command)
+            alice.commit("share by the remote team")
+            alice.run("git", "clone", "--quiet", "--bare", ".", "../origin")
+            alice.run("git", "remote", "set-url", "origin", (folder / "origin").as_uri())
+            recorders = [Stage(alice.folder, "record", model, **settings) for model in MODELS]
+            assert [stage.end() for stage in recorders] == [(0, "")] * len(MODELS)
+            alice.run("dvc", "push", **keys)
+            alice.run(*EXPERIMENT, "--name", "longer")
+            alice.run("dvc", "exp", "push", "--run-cache", "origin", "longer", **keys)
+            alice.run("git", "checkout", "--quiet", ".")
+            alice.run("dvc", "checkout", "--quiet")
+            yield Team(alice, folder / "s3", settings, keys)
+    # Neither key is in a clone, a log, a run or an object.
+    everything = contents(folder)
+    assert any(b"share by the remote team" in data for data in everything.values())  # it is read
+    for path, data in everything.items():
+        assert not any(value.encode() in data for value in (key, secret)), path
+
+
+def clone_of(team: Team, folder: Path) -> Clone:
+    """A clone of Alice's repository by somebody else, without data and results."""
+    clone = Clone(folder, team.alice.mirror)
+    clone.run("git", "clone", "--quiet", (team.alice.folder / "../origin").resolve().as_uri(), ".")
+    return clone
+
+
+@pytest.fixture(scope="module")
+def bob(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """Another clone, which has pulled."""
+    bob = clone_of(team, tmp_path_factory.mktemp("bob"))
+    # Nothing is downloaded from elsewhere.
+    bob.environment |= team.settings | {"FASHION_MNIST_MIRROR": str(bob.folder / "none")}
+    bob.run("dvc", "pull", "--run-cache", **team.keys)
+    return bob
+
+
+def test_a_clone_that_pulls_has_all_results_and_trains_nothing(team: Team, bob: Clone) -> None:
+    assert contents(bob.folder, *OUTPUTS) == contents(team.alice.folder, *OUTPUTS)
+    printed = bob.run("dvc", "repro", *(f"evaluate@{model}" for model in MODELS))
+    assert "Running stage" not in printed and printed.count("didn't change") == 8
+    assert bob.run("git", "status", "--porcelain") == ""
+
+    printed = bob.run(*EXPERIMENT, "--pull", **team.keys)
+    assert "is cached - skipping run" in printed and TRAINS not in printed
+    assert len(files.read_csv(bob.folder / f"results/{LINEAR}/history.csv")) == 2
+    bob.run("git", "checkout", "--quiet", ".")
+    bob.run("dvc", "checkout", "--quiet")
+
+
+def test_a_public_remote_needs_no_key_and_has_no_run_cache(team: Team, tmp_path: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=team.s3 / BUCKET)
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    carol = clone_of(team, tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            for command in remote_commands("http", **{"https://data.example.org": address}):
+                carol.run(*command)
+            carol.run("dvc", "pull")
+        finally:
+            server.shutdown()
+    assert contents(carol.folder, *OUTPUTS) == contents(team.alice.folder, *OUTPUTS)
+    assert TRAINS in carol.run(*EXPERIMENT)  # without the run-cache
+
+
+def features(model: str) -> np.ndarray:
+    """The first test examples as the model takes them."""
+    if model == LINEAR:
+        path = "data/regression_data/test.csv"
+        return np.loadtxt(path, np.float32, delimiter=",", skiprows=1)[:50, :-1]
+    images = load_file("data/fashion_mnist/test.safetensors")["images"][:50]
+    return images[:, None].astype(np.float32) / 256
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("model", [LINEAR, "mlp"])
+def test_the_run_of_another_is_compared_promoted_and_served(
+    team: Team,
+    bob: Clone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Program,
+    model: str,
+) -> None:
+    monkeypatch.chdir(bob.folder)
+    for name, value in team.settings.items():
+        monkeypatch.setenv(name, value)
+    address = team.settings["MLFLOW_TRACKING_URI"]
+    (run,) = servers.runs(address, model)
+    table = in_process(compare, model, "--csv")
+    assert run.data.tags["fingerprint"][:10] in table.stdout, table.stderr
+
+    done = in_process(promote, run.info.run_id[:12])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{model} version 1 is the champion: validation_" in done.stdout
+    version = MlflowClient(address).get_model_version_by_alias(model, "champion")
+    assert version.run_id == run.info.run_id
+    assert version.tags["replayed"].startswith("identical on ")
+    measure = version.tags["compared_by"]
+    assert float(version.tags[measure]) == run.data.metrics[measure]
+
+    port = servers.free_port()
+    serve = re.sub("^.*mlflow models", "mlflow models", done.stdout.splitlines()[-1]).split()
+    url = f"http://127.0.0.1:{port}"
+    with servers.running(
+        [*serve, "--port", str(port)],
+        lambda: servers.listens(port) and requests.get(f"{url}/health", timeout=60).ok,
+        tmp_path,
+        team.settings | {"TMPDIR": str(tmp_path)},
+    ):
+        body = json.dumps({"inputs": features(model).tolist()})
+        answer = requests.post(
+            f"{url}/invocations", body, headers={"Content-Type": "application/json"}, timeout=100
+        )
+    outputs = torch.tensor(answer.json()["predictions"])
+    rows = files.read_rows(Path("results", model, "predictions.csv"))[: len(outputs)]
+    if model == LINEAR:
+        assert outputs[:, 0].tolist() == [float(row["predicted"]) for row in rows]
+    else:
+        with exact.mode():
+            assert outputs.softmax(1).amax(1).tolist() == [float(r["probability"]) for r in rows]
+    assert not os.environ.get("AWS_ACCESS_KEY_ID")  # only the servers had the keys
