@@ -66,9 +66,13 @@ class ExactMode(TorchDispatchMode):
             if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
                 if func is torch.ops.prim.device.default:
                     return func(*args)  # called from C++, where an error would end the process
+                if kind.__module__.startswith("torch.distributed."):
+                    from exact import distributed  # only here: it loads much of PyTorch
+
+                    return distributed.dispatch(self, func, args, kwargs or {})
                 raise NotExactError(
                     f"{func} of {kind.__name__}, a subclass with a __torch_dispatch__ of its own:"
-                    " only plain tensors are exact"
+                    " plain tensors and DTensors are exact"
                 )
         implementation = self.table[func]
         if implementation is None:

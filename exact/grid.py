@@ -10,18 +10,53 @@ can share them (a maximum over all, a rounding each, a sum over all):
 3. a float64 sum or matrix product, which is exact by construction.
 """
 
+import contextlib
 import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "BITS", "headroom", "mean", "representable", "require_floating_point", "require_same_type",
-    "scale", "segment_sum", "snap", "sum", "sum_bits",
+    "BITS", "Peers", "divided", "headroom", "mean", "peers", "representable",
+    "require_floating_point", "require_same_type", "scale", "segment_sum", "snap", "sum",
+    "sum_bits",
 ]  # fmt: skip
 
 BITS = 53  # of a float64's significand
 _EXPONENT = 0x7FF << 52  # the bits of its exponent
+
+
+class Peers(NamedTuple):
+    """The workers between which the terms of each sum are divided, as `distributed` has them."""
+
+    terms: int  # of each sum, on all workers together
+    maximum: Callable[[Tensor], Tensor]  # the largest of the workers' numbers, by element
+    total: Callable[[Tensor], Tensor]  # the sum of the workers' numbers, by element
+
+
+class _Thread(threading.local):
+    peers: Peers | None = None
+
+
+_THREAD = _Thread()
+
+
+@contextlib.contextmanager
+def divided(peers: Peers) -> Iterator[None]:
+    """Within the block, every sum and product is that of the terms of all workers."""
+    _THREAD.peers = peers
+    try:
+        yield
+    finally:
+        _THREAD.peers = None
+
+
+def peers() -> Peers | None:
+    """The workers that share the sums of this thread; None where it has all terms itself."""
+    return _THREAD.peers
 
 
 def scale(x: Tensor, dims: list[int]) -> Tensor:
@@ -32,8 +67,11 @@ def scale(x: Tensor, dims: list[int]) -> Tensor:
     """
     if x.numel() == 0:
         shape = [1 if i in [d % x.dim() for d in dims] else n for i, n in enumerate(x.shape)]
-        return _power_of_two_below(x.new_zeros(shape))
-    return _power_of_two_below(x.abs().amax(dims, keepdim=True))
+        largest = x.new_zeros(shape)
+    else:
+        largest = x.abs().amax(dims, keepdim=True)
+    size = _power_of_two_below(largest)
+    return others.maximum(size) if (others := peers()) else size
 
 
 def _power_of_two_below(x: Tensor) -> Tensor:
@@ -62,10 +100,14 @@ def sum(  # noqa: A001
     if not dims:
         dims = list(range(x.dim()))
     n = math.prod(x.shape[dim] for dim in dims) if x.dim() else 1
+    others = peers()
+    n = others.terms if others else n
     if n <= 2:  # at most one addition: there is no other order
-        return (x.double() + 0.0).sum(dims, keepdim=keepdim)
-    size = scale(x, dims) if largest is None else largest
-    return snap(x, size, sum_bits(n)).sum(dims, keepdim=keepdim)
+        terms = x.double() + 0.0
+    else:
+        terms = snap(x, scale(x, dims) if largest is None else largest, sum_bits(n))
+    sums = terms.sum(dims, keepdim=keepdim)
+    return others.total(sums) if others else sums
 
 
 def segment_sum(x: Tensor, segments: Tensor, n: int) -> Tensor:
@@ -76,16 +118,20 @@ def segment_sum(x: Tensor, segments: Tensor, n: int) -> Tensor:
     zeros = torch.zeros(n, dtype=torch.float64, device=x.device)
     sizes = zeros.scatter_reduce(0, segments, _power_of_two_below(x), "amax")
     counts = torch.bincount(segments, minlength=n)
+    if others := peers():
+        sizes, counts = others.maximum(sizes), others.total(counts)
     growth = _power_of_two_below((2 * counts - 1).clamp_(min=0))  # 2^headroom
     scales = torch.where(counts <= 2, 0.0, sizes * growth)  # 0: nothing to round, as in `sum`
-    return zeros.scatter_add_(0, segments, snap(x, scales[segments], BITS))
+    sums = zeros.scatter_add_(0, segments, snap(x, scales[segments], BITS))
+    return others.total(sums) if others else sums
 
 
 def mean(x: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
     """The exact sum along `dims` in float64, divided by the number of its terms."""
     sums = sum(x, dims, keepdim)
+    n = others.terms if (others := peers()) else x.numel() // max(sums.numel(), 1)
     # By a tensor: on a GPU, division by a number multiplies by the reciprocal.
-    return sums.div_(torch.full_like(sums, x.numel() // max(sums.numel(), 1)))
+    return sums.div_(torch.full_like(sums, n))
 
 
 def sum_bits(n: int) -> int:

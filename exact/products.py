@@ -7,7 +7,7 @@ from torch import Tensor
 
 from exact.bytes import signed_bytes
 from exact.functions import ldexp
-from exact.grid import BITS, headroom, scale, snap
+from exact.grid import BITS, headroom, peers, scale, snap
 
 __all__ = ["matmul", "product_bits"]
 
@@ -20,12 +20,17 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     Of 21 and 22 bits for k = 784, a little less than float32's 24. A row of the
     result depends on that row of `a` alone, not on the batch that it is part of.
     """
-    if a.dtype == torch.float64:
-        return _product64(a, b)
-    a_bits, b_bits = product_bits(a.shape[-1])
+    others = peers()
+    bits = product_bits(others.terms if others else a.shape[-1])
+    product = _product64(a, b, *bits) if a.dtype == torch.float64 else _product32(a, b, *bits)
+    return others.total(product) if others else product
+
+
+def _product32(a: Tensor, b: Tensor, a_bits: int, b_bits: int) -> Tensor:
     a_bytes, b_bytes = signed_bytes(a), signed_bytes(b)
-    a_size = scale(a, [-1]) if a_bytes is None else None
-    b_size = scale(b, [-2]) if b_bytes is None else None
+    # Of peers, all have to ask for a size or none, so they do not spare it where they have bytes.
+    a_size = scale(a, [-1]) if a_bytes is None or peers() else None
+    b_size = scale(b, [-2]) if b_bytes is None or peers() else None
     if a_size is not None and b_bytes is not None and _fits_int8(a, a_size, b):
         return _int8_product(a, a_size, a_bits, b_bytes)
     if b_size is not None and a_bytes is not None and _fits_int8(b, b_size, a):
@@ -44,9 +49,8 @@ def product_bits(k: int) -> tuple[int, int]:
     return min(bits // 2, 22), min(bits - bits // 2, 22)
 
 
-def _product64(a: Tensor, b: Tensor) -> Tensor:
+def _product64(a: Tensor, b: Tensor, a_bits: int, b_bits: int) -> Tensor:
     """The product of float64 matrices, brought to size 1 first so that shifts cannot overflow."""
-    a_bits, b_bits = product_bits(a.shape[-1])
     a_size, b_size = scale(a, [-1]), scale(b, [-2])
     product = torch.matmul(snap(a / a_size, 1.0, a_bits), snap(b / b_size, 1.0, b_bits))
     exponent = (a_size.view(torch.int64) >> 52) + (b_size.view(torch.int64) >> 52) - 2 * 1023

@@ -15,7 +15,9 @@ from exact import aliasing
 from exact.errors import NotExactError
 from exact.variants import Implementation, count_change, foreach, in_place, into
 
-__all__ = ["SEEDED", "UNSEEDED", "exact_as_is", "find", "implements", "overloads", "register"]
+__all__ = [
+    "SEEDED", "UNSEEDED", "exact_as_is", "find", "implements", "is_random", "overloads", "register",
+]  # fmt: skip
 
 aten = torch.ops.aten
 _Function = TypeVar("_Function", bound=Implementation)
@@ -55,6 +57,11 @@ def register(operation: Any, implementation: Implementation) -> None:
     _REGISTERED[operation] = implementation
     for table in (SEEDED, UNSEEDED):  # which may hold that it is refused
         table.clear()
+
+
+def is_random(operation: Any) -> bool:
+    """Whether the operation takes a generator."""
+    return operation in _RANDOM
 
 
 def overloads(names: str) -> Iterator[Any]:

@@ -38,14 +38,16 @@ def _layer_norm_backward(
     g = grad.double()
     normed = (x.double() - mean) * rstd
     scaled = g if weight is None else g * weight
-    along = grid.mean(scaled * normed, inner, keepdim=True)
-    towards_mean = grid.mean(scaled, inner, keepdim=True) + normed * along
-    x_grad = ((scaled - towards_mean) * rstd).to(x.dtype)
+    x_grad = None
+    if mask[0]:
+        along = grid.mean(scaled * normed, inner, keepdim=True)
+        towards_mean = grid.mean(scaled, inner, keepdim=True) + normed * along
+        x_grad = ((scaled - towards_mean) * rstd).to(x.dtype)
     weight_grad, bias_grad = g * normed, g
     if outer:
         weight_grad, bias_grad = grid.sum(weight_grad, outer), grid.sum(bias_grad, outer)
     return (
-        x_grad if mask[0] else None,
+        x_grad,
         weight_grad.to(x.dtype) if mask[1] else None,
         bias_grad.to(x.dtype) if mask[2] else None,
     )
