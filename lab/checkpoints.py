@@ -6,6 +6,7 @@ Its name is the digest of all that determines the result, so a stale checkpoint 
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
@@ -39,11 +40,12 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.saved = self._load()
+        self.writes = True  # of several workers one
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the last one is old enough for another."""
-        return time.monotonic() - self._last >= INTERVAL
+        """Whether it is for this process to write, and the last one is old enough for another."""
+        return self.writes and time.monotonic() - self._last >= INTERVAL
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replace the file by this state. A full disk does not stop the training."""
@@ -85,11 +87,14 @@ def key(model: str, params: Params, device: torch.device) -> str:
     read = [path for folder in workspace.CODE for path in Path(folder).rglob("*.py")]
     read += [path for path in data.rglob("*") if path.is_file()]
     native = params.arithmetic == "native"
+    workers = int(os.environ.get("WORLD_SIZE", "1"))
     determines = {
         "model": model,
         "params": params.flat(model),
         "files": {path.as_posix(): files.sha256(path) for path in sorted(read)},
         "torch": torch.__version__,
-        "machine": [str(device), platform.processor(), torch.get_num_threads()] if native else None,
+        "machine": [str(device), platform.processor(), torch.get_num_threads(), workers]
+        if native
+        else None,
     }
     return hashlib.sha256(json.dumps(determines).encode()).hexdigest()

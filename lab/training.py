@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from lab.tasks import Task, correct
 
 if TYPE_CHECKING:
     from lab.checkpoints import Checkpoint, Saved
+    from lab.workers import Group
 
 NORM_EVERY = 10  # steps; at each step it would take a fifth of the time
 
@@ -102,12 +104,14 @@ def train(
     lr: float,
     seed: int,
     checkpoint: "Checkpoint | None" = None,
+    group: "Group | None" = None,
 ) -> list[dict[str, Any]]:
     """Train the model in place, on the device of the examples, and return the history by epoch.
 
     A row holds the epoch (from 1); the measures of the task on the training examples, as they
     were before each step, and on the validation examples at the end of the epoch; and for each
     layer the Euclidean norm of the gradient, as the mean over every tenth step.
+    The workers of a group divide each batch, and all return the same.
     Raises DivergedError where the loss is NaN or infinite.
     """
     network = model.network.to(train.features.device)
@@ -121,18 +125,23 @@ def train(
     if checkpoint and checkpoint.saved:
         at = _restore(checkpoint.saved, network, optimizer, schedule)
 
-    # No bar where standard error is a file or a pipe.
+    forward = group.replicated(network) if group else network
+    # No bar where standard error is a file or a pipe, and one for all workers.
+    hidden = True if group and group.rank else None
     progress = tqdm(
-        initial=schedule.last_epoch, total=steps, unit="step", disable=None, leave=False
+        initial=schedule.last_epoch, total=steps, unit="step", disable=hidden, leave=False
     )
     with progress:
         while at.epoch <= settings.epochs:
             network.train()
             batches = minibatches(n, settings.batch_size, seed, at.epoch, train.targets.device)
             for batch in itertools.islice(batches, at.step, None):
-                features = train.features.index_select(0, batch)  # several times as fast as [batch]
-                targets = train.targets.index_select(0, batch)
-                outputs = network(features)
+                if group:
+                    features, targets = group.take(train, batch)
+                else:  # several times as fast as [batch]
+                    features = train.features.index_select(0, batch)
+                    targets = train.targets.index_select(0, batch)
+                outputs = forward(features)
                 loss = task.losses(outputs, targets).mean()  # over the size of this batch
                 network.zero_grad()
                 loss.backward()
@@ -153,7 +162,8 @@ def train(
                     checkpoint.save(*_state(at, network, optimizer, schedule))
                 progress.update()
 
-            measures = task.measure(model.predict(validation.features), validation.targets)
+            predict = partial(group.predict, model) if group else model.predict
+            measures = task.measure(predict(validation.features), validation.targets)
             _require_finite(measures["loss"], "in validation", at, lr)
             row = {"epoch": at.epoch, "train_loss": at.loss_sum / n}
             if classify:

@@ -1,4 +1,7 @@
-"""Train one model: results/<model>/model.safetensors, history.csv and gradients.csv."""
+"""Train one model: results/<model>/model.safetensors, history.csv and gradients.csv.
+
+WORKERS in the environment divides each batch between so many processes; the outputs are the same.
+"""
 
 import os
 import sys
@@ -6,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lab import checkpoints, networks, params, schema, training
+from lab import checkpoints, networks, params, schema, training, workers
 from lab.common import files, lockfile
 from lab.datasets import require_valid
 from lab.networks import NORM
@@ -18,6 +21,9 @@ def main() -> None:
     """params.yaml and data/ in, the trained model and its history out."""
     p = params.load()
     name = argument("Train one model on its data set.", "model", p.models)
+    if (n := workers.number()) > 1 and not workers.is_worker():
+        workers.launch([sys.executable, "-m", "stages.train", name], n)
+        return
     if "OMP_NUM_THREADS" not in os.environ:
         # Models this small gain little by more threads, and lose on a busy machine.
         torch.set_num_threads(1)
@@ -31,16 +37,31 @@ def main() -> None:
         require_valid(examples, task, data)
     model = networks.build(entry.kind, architecture, train.features, task.outputs, p.seed)
     checkpoint = checkpoints.find(name, p, device)
-    if checkpoint.saved:
-        print("continuing from a checkpoint of this training", file=sys.stderr)
-    try:
-        with training.arithmetic(p.arithmetic, p.seed):
-            history = training.train(
-                model, task, train, validation, p.training(name), p.lr, p.seed, checkpoint
-            )
-    except training.DivergedError as error:
-        record_failure(name, p, error)
-        raise files.InputError(f"{name}: {error}") from error
+    with workers.joined(device) as group:
+        if group:
+            group.agree(checkpoint)
+        first = not (group and group.rank)  # of the workers, which writes for all
+        if checkpoint.saved and first:
+            print("continuing from a checkpoint of this training", file=sys.stderr)
+        try:
+            with training.arithmetic(p.arithmetic, p.seed):
+                history = training.train(
+                    model,
+                    task,
+                    train,
+                    validation,
+                    p.training(name),
+                    p.lr,
+                    p.seed,
+                    checkpoint,
+                    group,
+                )
+        except training.DivergedError as error:
+            if first:
+                record_failure(name, p, error)
+            raise files.InputError(f"{name}: {error}") from error
+    if not first:
+        return
     model.save(results / "model.safetensors")
     measures = [{k: v for k, v in row.items() if not k.startswith(NORM)} for row in history]
     files.write_csv(results / "history.csv", measures)

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 NOTES = Path(".dvc/tmp")  # git ignores it, and DVC keeps its own temporary files there
 CODE = ("exact", "lab", "stages")  # the folders whose code decides a result
+STORE = "WORKERS_STORE"  # set in workers that a stage started: the file by which they meet
 
 
 def main_root() -> Path:
@@ -27,7 +28,11 @@ def exclusive_lock(name: str) -> Iterator[None]:
     DVC can be killed while its stage goes on. The next `dvc repro` would then start a second
     writer of the same outputs: it waits here until the first one has ended itself.
     """
-    _end_with_dvc()
+    if STORE in os.environ or os.environ.get("RANK", "0") != "0":
+        yield  # one of several workers: another process holds the lock for all
+        return
+    if "DVC_STAGE" in os.environ:  # else started by hand: it may outlive its shell
+        end_with_parent()
     folder = NOTES / "stages"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{name}.lock")
@@ -42,10 +47,8 @@ def exclusive_lock(name: str) -> Iterator[None]:
         lock.release()
 
 
-def _end_with_dvc() -> None:
-    """End this process by SIGTERM within a second after the DVC that started it is gone."""
-    if "DVC_STAGE" not in os.environ:
-        return  # started by hand: it may outlive its shell
+def end_with_parent() -> None:
+    """End this process by SIGTERM within a second after the one that started it is gone."""
     parent = os.getppid()
 
     def watch() -> None:

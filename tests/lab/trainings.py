@@ -15,6 +15,7 @@ from lab.networks import Model
 from lab.optimizers import Training
 from lab.schema import Arithmetic
 from lab.tasks import Classification
+from lab.workers import Group
 
 TASK = Classification("abc")
 
@@ -62,14 +63,18 @@ class Trained(NamedTuple):
 
 
 def train(
-    arithmetic: Arithmetic, saved: Saved | None = None, seed: int = 1, **changes: Any
+    arithmetic: Arithmetic,
+    saved: Saved | None = None,
+    seed: int = 1,
+    group: Group | None = None,
+    **changes: Any,
 ) -> Trained:
     """18 steps with dropout, six in an epoch; or those that are left after a saved one."""
     model, recorder = build(8, dropout=0.5, seed=seed), Recorder(saved)
     data, validation = examples(22), examples(9, 9)
     with training.arithmetic(arithmetic, seed):
         history = training.train(
-            model, TASK, data, validation, settings(**changes), 0.1, seed, recorder
+            model, TASK, data, validation, settings(**changes), 0.1, seed, recorder, group
         )
     weights = [parameter.detach().numpy().tobytes() for parameter in model.network.parameters()]
     return Trained(b"".join(weights) + json.dumps(history).encode(), recorder.steps)
