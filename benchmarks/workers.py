@@ -88,8 +88,7 @@ def wide(mesh: DeviceMesh | None) -> Step:
     with training.arithmetic("exact", p.seed):
         for _ in range(STEPS):
             begin, cpu_begin, sent[0] = time.perf_counter(), time.process_time(), 0
-            batch = torch.arange(BATCH)
-            features, targets = group.take(many, batch) if group else many
+            features, targets = (group.divided(group.part(x), len(x)) if group else x for x in many)
             loss = task.losses(forward(features), targets).mean()
             network.zero_grad()
             loss.backward()

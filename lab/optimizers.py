@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules: their settings, and PyTorch's classes made from them.
+"""How a model is trained: optimisers, learning-rate schedules, and means against overfitting.
 
 A setting's default is PyTorch's. Another optimiser of PyTorch needs a class here and a place in
 `AnyOptimizer`.
@@ -113,12 +113,22 @@ AnySchedule = Annotated[
 
 
 class Training(Strict):
-    """How a model is trained: mini-batches, in as many passes over the training examples."""
+    """How a model is trained: mini-batches, in as many passes over the training examples.
+
+    `label_smoothing` s: the targets are 1 - s for the class and s spread evenly over all classes
+    (Szegedy et al. 2016). `weight_averaging` d: each step keeps the share d of a running mean of
+    the weights, which is what is validated and saved (Polyak and Juditsky 1992). `shift`, `flip`:
+    each training image is moved by up to so many pixels, and mirrored with probability ½.
+    """
 
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Count
     optimizer: AnyOptimizer
     lr_schedule: AnySchedule
+    label_smoothing: Share = 0.0
+    weight_averaging: Share = 0.0
+    shift: Annotated[int, Field(ge=0, le=1000)] = 0
+    flip: bool = False
 
     def schedule(self, optimizer: "Optimizer", steps_per_epoch: int) -> "LRScheduler":
         """PyTorch's schedule of the learning rate, to be advanced after every step."""

@@ -57,6 +57,13 @@ class Params(Strict):
     models: Annotated[dict[Name, ModelEntry], Field(min_length=1, max_length=100)]
     download: Download | None = None
 
+    @model_validator(mode="after")
+    def _only_labels_are_smoothed(self) -> "Params":
+        for name, entry in self.models.items():
+            if entry.task != "classification" and self.training(name).label_smoothing:
+                raise ValueError(f"{name}.label_smoothing of 0, as {entry.task} has no labels")
+        return self
+
     def training(self, model: str) -> Training:
         """The model's section: how it is trained."""
         section: Training = getattr(self, model)

@@ -91,11 +91,14 @@ class Classification:
         self.classes = tuple(classes)
         self.outputs = len(classes)
 
-    def losses(self, outputs: "Tensor", targets: "Tensor") -> "Tensor":
-        """-log softmax(outputs) at the target, per example, (N, classes), (N,) -> (N,)."""
+    def losses(self, outputs: "Tensor", targets: "Tensor", smoothing: float = 0.0) -> "Tensor":
+        """-log softmax(outputs) at the target, per example, (N, classes), (N,) -> (N,).
+
+        With smoothing s it is 1 - s times that, and s times its mean over all classes.
+        """
         from torch.nn import functional as F
 
-        return F.cross_entropy(outputs, targets, reduction="none")
+        return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
 
     def measure(self, outputs: "Tensor", targets: "Tensor") -> dict[str, float]:
         """The mean loss and the accuracy."""

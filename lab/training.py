@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from tqdm import tqdm
 
 from exact import random
@@ -21,7 +23,7 @@ from lab.datasets import Examples
 from lab.networks import NORM, Model, exactly, layers
 from lab.optimizers import Training
 from lab.schema import Arithmetic
-from lab.tasks import Task, correct
+from lab.tasks import Classification, Task, correct
 
 if TYPE_CHECKING:
     from lab.checkpoints import Checkpoint, Saved
@@ -95,6 +97,24 @@ def minibatches(
     yield from random.permutation(n, seed, "order of examples", epoch).to(device).split(size)
 
 
+def augment(images: Tensor, settings: Training, numbers: Tensor) -> Tensor:
+    """Shift each image by up to `shift` pixels both ways, and mirror half of them (`flip`).
+
+    Images (N, channels, height, width); pixels from outside are 0. `numbers`: a random integer
+    from 0 to 2^63 - 1 for each image and decision, (N, 3).
+    """
+    (channels, height, width), shift = images.shape[1:], settings.shift
+    down, right, mirrored = numbers.unbind(1)
+    rows = torch.arange(height, device=images.device) + (down % (2 * shift + 1))[:, None]
+    columns = torch.arange(width, device=images.device) + (right % (2 * shift + 1))[:, None]
+    if settings.flip:
+        columns = torch.where(mirrored[:, None] % 2 == 1, columns.flip(1), columns)
+    padded = F.pad(images, [shift] * 4)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (N, height, width)
+    pixels = pixels.flatten(1)[:, None].expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, pixels).view_as(images)
+
+
 def train(
     model: Model,
     task: Task,
@@ -112,18 +132,27 @@ def train(
     were before each step, and on the validation examples at the end of the epoch; and for each
     layer the Euclidean norm of the gradient, as the mean over every tenth step.
     The workers of a group divide each batch, and all return the same.
-    Raises DivergedError where the loss is NaN or infinite.
+    Raises DivergedError where the loss is NaN or infinite, and InputError where `shift` or `flip`
+    is set and the examples are no images.
     """
     network = model.network.to(train.features.device)
     n, classify = len(train.targets), "accuracy" in task.measures
+    augmented = settings.flip or settings.shift > 0
+    if augmented and train.features.ndim != 4:
+        shape = tuple(train.features.shape[1:])
+        raise InputError(f"shift and flip are for images; the examples have the shape {shape}")
     steps_per_epoch = math.ceil(n / settings.batch_size)
     steps = steps_per_epoch * settings.epochs
     optimizer = settings.optimizer.create(network.parameters(), lr)
     schedule = settings.schedule(optimizer, steps_per_epoch)
     watched = layers(network)
+    average = None
+    if decay := settings.weight_averaging:
+        average = AveragedModel(network, avg_fn=get_ema_avg_fn(decay))
+    evaluated = model._replace(network=average.module) if average else model
     at = TrainState()
     if checkpoint and checkpoint.saved:
-        at = _restore(checkpoint.saved, network, optimizer, schedule)
+        at = _restore(checkpoint.saved, network, optimizer, schedule, average)
 
     forward = group.replicated(network) if group else network
     # No bar where standard error is a file or a pipe, and one for all workers.
@@ -135,18 +164,29 @@ def train(
         while at.epoch <= settings.epochs:
             network.train()
             batches = minibatches(n, settings.batch_size, seed, at.epoch, train.targets.device)
+            if augmented:
+                numbers = random.integers((n, 3), seed, "augmentation", at.epoch)
+                numbers = numbers.to(train.features.device)
             for batch in itertools.islice(batches, at.step, None):
+                mine = group.part(batch) if group else batch
+                features = train.features.index_select(0, mine)  # several times as fast as [mine]
+                targets = train.targets.index_select(0, mine)
+                if augmented:
+                    features = augment(features, settings, numbers.index_select(0, mine))
                 if group:
-                    features, targets = group.take(train, batch)
-                else:  # several times as fast as [batch]
-                    features = train.features.index_select(0, batch)
-                    targets = train.targets.index_select(0, batch)
+                    features, targets = (group.divided(x, len(batch)) for x in (features, targets))
                 outputs = forward(features)
-                loss = task.losses(outputs, targets).mean()  # over the size of this batch
+                if isinstance(task, Classification):
+                    losses = task.losses(outputs, targets, settings.label_smoothing)
+                else:
+                    losses = task.losses(outputs, targets)
+                loss = losses.mean()  # over the size of this batch
                 network.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                if average:
+                    average.update_parameters(network)
 
                 value = loss.item()
                 _require_finite(value, f"step {at.step + 1}", at, lr)
@@ -159,10 +199,10 @@ def train(
                     for name, layer in watched.items():
                         at.norms.setdefault(name, []).append(_gradient_norm(layer))
                 if checkpoint and checkpoint.due():
-                    checkpoint.save(*_state(at, network, optimizer, schedule))
+                    checkpoint.save(*_state(at, network, optimizer, schedule, average))
                 progress.update()
 
-            predict = partial(group.predict, model) if group else model.predict
+            predict = partial(group.predict, evaluated) if group else evaluated.predict
             measures = task.measure(predict(validation.features), validation.targets)
             _require_finite(measures["loss"], "in validation", at, lr)
             row = {"epoch": at.epoch, "train_loss": at.loss_sum / n}
@@ -174,14 +214,22 @@ def train(
             progress.set_postfix(
                 {k: f"{v:.4f}" for k, v in row.items() if "loss" in k or "acc" in k}
             )
+    if average:
+        network.load_state_dict(average.module.state_dict())
     return at.history
 
 
 def _state(
-    at: TrainState, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+    at: TrainState,
+    network: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    average: AveragedModel | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All that the next step depends on: tensors, and what JSON can say."""
     tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    if average:
+        tensors |= {f"average/{name}": tensor for name, tensor in average.state_dict().items()}
     tensors["generator/cpu"] = torch.get_rng_state()
     if next(network.parameters()).is_cuda:
         tensors["generator/cuda"] = torch.cuda.get_rng_state()
@@ -202,18 +250,27 @@ def _state(
 
 
 def _restore(
-    saved: "Saved", network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+    saved: "Saved",
+    network: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    average: AveragedModel | None = None,
 ) -> TrainState:
     """Bring back what `_state` took, and return where training was."""
     weights: dict[str, Tensor] = {}
+    averages: dict[str, Tensor] = {}
     states: dict[int, dict[str, Any]] = {int(i): s for i, s in saved.state["optimizer"].items()}
     for name, tensor in saved.tensors.items():
         match name.split("/"):
             case ["network", key]:
                 weights[key] = tensor
+            case ["average", key]:
+                averages[key] = tensor
             case ["optimizer", index, key]:
                 states.setdefault(int(index), {})[key] = tensor
     network.load_state_dict(weights)
+    if average:
+        average.load_state_dict(averages)
     optimizer.load_state_dict({"state": states, "param_groups": saved.state["groups"]})
     schedule.load_state_dict(saved.state["schedule"])
     torch.set_rng_state(saved.tensors["generator/cpu"])

@@ -27,9 +27,9 @@ from lab.common.workspace import STORE, end_with_parent
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
     from lab.checkpoints import Checkpoint
-    from lab.datasets import Examples
     from lab.networks import Model
 
 TIMEOUT = 40.0  # seconds until the others give up a worker that does not answer
@@ -49,25 +49,22 @@ class Group:
     def __init__(self, mesh: "DeviceMesh") -> None:
         self.mesh, self.rank, self.size = mesh, mesh.get_local_rank(), mesh.size()
 
-    def take(self, examples: "Examples", batch: Tensor) -> "Examples":
-        """The examples of a batch, of which each worker holds its part; of a small one, all.
+    def part(self, x: Tensor) -> Tensor:
+        """This worker's rows, as DTensor divides them; of fewer rows than workers, all."""
+        if len(x) < self.size:
+            return x
+        each = -(-len(x) // self.size)
+        return x[self.rank * each : (self.rank + 1) * each]
 
-        `batch`: the indices of the examples, int64 (N,), the same ones on each worker.
-        """
+    def divided(self, part: Tensor, n: int) -> "DTensor":
+        """The n rows of which each worker has its `part`."""
         from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-        divided = len(batch) >= self.size
-        mine = self._part(batch) if divided else batch
-        placement: Placement = Shard(0) if divided else Replicate()
-
-        def taken(x: Tensor) -> Tensor:
-            shape = torch.Size([len(batch), *x.shape[1:]])
-            part = x.index_select(0, mine)
-            return DTensor.from_local(
-                part, self.mesh, [placement], run_check=False, shape=shape, stride=part.stride()
-            )
-
-        return type(examples)(*map(taken, examples))
+        placement: Placement = Replicate() if n < self.size else Shard(0)
+        shape = torch.Size([n, *part.shape[1:]])
+        return DTensor.from_local(
+            part, self.mesh, [placement], run_check=False, shape=shape, stride=part.stride()
+        )
 
     def replicated(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
         """The network as a function of a divided batch.
@@ -89,21 +86,7 @@ class Group:
 
     def predict(self, model: "Model", features: Tensor) -> Tensor:
         """All outputs (N, outputs) on each worker, of which each computes a part."""
-        from torch.distributed.tensor import DTensor, Shard
-
-        if len(features) < self.size:
-            return model.predict(features)
-        part = model.predict(self._part(features))
-        shape = torch.Size([len(features), *part.shape[1:]])
-        divided = DTensor.from_local(
-            part, self.mesh, [Shard(0)], run_check=False, shape=shape, stride=part.stride()
-        )
-        return divided.full_tensor()
-
-    def _part(self, x: Tensor) -> Tensor:
-        """This worker's rows, as DTensor divides them."""
-        each = -(-len(x) // self.size)
-        return x[self.rank * each : (self.rank + 1) * each]
+        return self.divided(model.predict(self.part(features)), len(features)).full_tensor()
 
     def agree(self, checkpoint: "Checkpoint") -> None:
         """Let all continue from worker 0's checkpoint; the others will write none.

@@ -43,9 +43,24 @@ def test_a_model_is_added_by_an_entry_and_a_section() -> None:
         "lr_schedule.factor": 0.1,
     }
     assert list(flat)[13:] == [
+        *("label_smoothing", "weight_averaging", "shift", "flip"),
         *("hidden", "activation", "dropout"),
         *(f"regression_data.{key}" for key in regression_data.RegressionData.model_fields),
     ]
+
+
+def test_only_labels_are_smoothed() -> None:
+    smoothed = SECTION + "  label_smoothing: 0.1\n"
+    as_regression = replaced("models:\n", f"models:\n{ENTRY}")
+    with pytest.raises(InputError, match=r"small\.label_smoothing of 0, as regression has no labe"):
+        params.parse(as_regression + smoothed)
+    as_classification = as_regression.replace(
+        "    data: regression_data\n    task: regression\n",
+        "    data: fashion_mnist\n    task: classification\n",
+        1,
+    )
+    p = params.parse(as_classification + smoothed)  # the control
+    assert p.training("small").label_smoothing == 0.1
 
 
 def test_a_kind_has_no_parameter_of_a_name_that_all_models_have(

@@ -27,7 +27,10 @@ def test_classes_have_cross_entropy_and_accuracy() -> None:
     uniform = Classification("abcd").losses(torch.zeros(2, 4), torch.tensor([0, 3]))
     assert uniform.tolist() == pytest.approx([math.log(4)] * 2)
     right, wrong = (-math.log(math.exp(logit) / (math.exp(3) + 9)) for logit in (3, 0))
-    measures = Classification(CLASSES).measure(OUTPUTS, LABELS)
+    task, share = Classification(CLASSES), 0.1 / len(CLASSES)  # of each class, smoothed by 0.1
+    smoothed = task.losses(torch.tensor([[3.0, *[0.0] * 9]]), torch.tensor([0]), 0.1)
+    assert smoothed.item() == pytest.approx((0.9 + share) * right + 9 * share * wrong)
+    measures = task.measure(OUTPUTS, LABELS)
     assert measures == pytest.approx({"loss": (4 * right + 2 * wrong) / 6, "accuracy": 4 / 6})
 
 

@@ -9,16 +9,21 @@ import torch
 from torch import nn, optim
 
 import exact
-from lab import training
+from lab import networks, training
 from lab.checkpoints import Saved
 from lab.common.files import InputError
 from lab.datasets import Examples
-from lab.networks import layers
+from lab.models.linear import Linear
+from lab.networks import Model, layers
 from lab.schema import Arithmetic
 from lab.tasks import Regression
 from tests.lab.trainings import TASK, build, examples, settings, train, without
 
-STATEFUL: dict[str, Any] = {"optimizer": {"name": "sgd", "momentum": 0.9}, "lr_schedule": "linear"}
+STATEFUL: dict[str, Any] = {
+    "optimizer": {"name": "sgd", "momentum": 0.9},
+    "lr_schedule": "linear",
+    "weight_averaging": 0.5,
+}
 arithmetics = pytest.mark.parametrize("arithmetic", ["exact", "native"])
 
 
@@ -117,8 +122,68 @@ def test_training_repeats_and_resumes_to_the_same_bits(arithmetic: Arithmetic) -
     assert len(steps) == 18
     for saved in steps:
         assert train(arithmetic, saved, **STATEFUL).result == result, saved.state["at"]
-    for part in ("at", "optimizer", "schedule", "groups", "network", "generator"):  # the controls
+    parts = ("at", "optimizer", "schedule", "groups", "network", "average", "generator")
+    for part in parts:  # the controls
         assert train(arithmetic, without(part, steps), **STATEFUL).result != result, part
+
+
+def images(n: int, seed: int = 0) -> Examples:
+    """Images of 2 x 3 x 4, in three classes."""
+    pixels = torch.rand(n, 2, 3, 4, generator=torch.Generator().manual_seed(seed))
+    return Examples(pixels, torch.arange(n) % 3)
+
+
+def test_an_image_is_shifted_and_mirrored_as_its_numbers_say() -> None:
+    (first, second), _ = images(2)
+    chosen = settings(shift=1, flip=True)
+    # Of three places, number 1 is where the image was; odd numbers mirror.
+    numbers = torch.tensor([[4, 1, 2], [0, 2, 3]])
+    same, changed = training.augment(torch.stack([first, second]), chosen, numbers)
+    assert torch.equal(same, first)
+    expected = torch.zeros(2, 3, 4)
+    mirrored = second.flip(2)  # and then down by one row and by one column to the right
+    expected[:, 1:, 1:] = mirrored[:, :-1, :-1]
+    assert torch.equal(changed, expected)
+    still = training.augment(torch.stack([first, second]), settings(flip=True), numbers)
+    assert torch.equal(still[1], mirrored)
+
+
+def test_shifted_images_are_other_ones_in_each_epoch_and_follow_from_the_seed() -> None:
+    data, shape = images(22), images(1).features
+
+    def history(seed: int, **changes: Any) -> list[dict[str, Any]]:
+        model = networks.build("linear", Linear(), shape, 3, 1)
+        still = settings(batch_size=22, optimizer={"name": "sgd"}, **changes)
+        with training.arithmetic("exact", seed):
+            return training.train(model, TASK, data, data, still, 1e-9, seed)
+
+    augmented = [row["train_loss"] for row in history(1, shift=1, flip=True)]
+    assert augmented == [row["train_loss"] for row in history(1, shift=1, flip=True)]
+    assert augmented != [row["train_loss"] for row in history(2, shift=1, flip=True)]
+    plain = [row["train_loss"] for row in history(1)]
+    assert max(plain) - min(plain) < 1e-6 < max(augmented) - min(augmented)
+    with pytest.raises(InputError, match=r"shift and flip are for images; .* shape \(5,\)"):
+        training.train(build(), TASK, examples(9), examples(9), settings(flip=True), 0.1, 1)
+
+
+def test_the_averaged_weights_are_the_running_mean_of_those_after_each_step() -> None:
+    data, share = examples(20), 0.75
+
+    def trained(steps: int, **changes: Any) -> tuple[Model, float]:
+        model = build()
+        chosen = settings(epochs=steps, batch_size=20, **changes)
+        *_, row = training.train(model, TASK, data, data, chosen, 0.1, 1)
+        return model, row["validation_loss"]
+
+    expected, *later = ([*trained(steps)[0].network.parameters()] for steps in (1, 2, 3, 4))
+    for weights in later:
+        pairs = zip(expected, weights, strict=True)
+        expected = [nn.Parameter(share * mean + (1 - share) * new) for mean, new in pairs]
+    model, loss = trained(4, weight_averaging=share)
+    for mean, found in zip(expected, model.network.parameters(), strict=True):
+        torch.testing.assert_close(found, mean)
+    assert loss == TASK.measure(model.predict(data.features), data.targets)["loss"]
+    assert loss != trained(4)[1]  # the control
 
 
 def test_a_checkpoint_holds_whatever_an_optimiser_keeps() -> None:
