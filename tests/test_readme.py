@@ -14,9 +14,10 @@ from exact.probe import FROZEN
 from lab import checkpoints, params, training
 from lab.common import files, lockfile
 from tools import results
+from tools.studies import INGREDIENTS
 from tracking.repository import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "data/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 PUBLISHED = {"Softmax regression": "0.842", "Multilayer perceptron": "0.8833"}
@@ -55,8 +56,9 @@ def code(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """A page without its marked tables."""
-    return re.sub(r"^<!-- ([a-z]+) -->$.*?^<!-- /\1 -->$", "", text, flags=DOTALL_LINES)
+    """A page without its marked tables, and without its code, whose output is tested elsewhere."""
+    marked = r"^<!-- ([a-z]+) -->$.*?^<!-- /\1 -->$"
+    return re.sub(rf"{marked}|^```.*?^```$", "", text, flags=DOTALL_LINES)
 
 
 def lockfile_outputs() -> list[Path]:
@@ -166,6 +168,17 @@ def test_what_the_studies_conclude_is_in_their_tables() -> None:
     assert rates[softmax.index(max(softmax))] == lr
     assert sorted(rates, key=lambda rate: mlp[rates.index(rate)])[-2:] == [lr, 0.1]
     assert round(5000 * (mlp[rates.index(0.1)] - mlp[rates.index(lr)])) == 2
+
+
+def test_each_row_of_the_third_study_has_its_line() -> None:
+    assert [name for name, *_ in rows("docs/studies.md", "ingredients")] == list(INGREDIENTS)
+    lines = [line for line in TEXTS["docs/studies.md"].splitlines() if "seed=1,2,3,4,5" in line]
+    changes: dict[str, str] = {}
+    for line, added in zip(lines, INGREDIENTS.values(), strict=True):
+        changes |= added
+        settings = re.findall(r"-S '?mlp\.(\w+)=([^' ]+)'? ", line)
+        assert {key: value.strip("[]") for key, value in settings} == changes
+        assert line.endswith(" record@mlp")
 
 
 def test_the_table_of_result_files_has_every_output_and_its_columns() -> None:

@@ -1,7 +1,8 @@
 """The tables and figures of docs/studies.md, from the recorded runs.
 
-python -m tools.studies           # print the tables
-python -m tools.studies --write   # put them into docs/studies.md, the figures beside it
+python -m tools.studies                 # print the tables of the first two studies
+python -m tools.studies --write         # put them into docs/studies.md, the figures beside it
+python -m tools.studies --ingredients   # the same for the third study, which takes hours to run
 """
 
 import sys
@@ -22,17 +23,31 @@ from tracking import store
 
 PAGE = Path("docs/studies.md")
 DEEP = "hidden=128,128,128,128"
+SEEDS = 5  # at least, of each row of the third study
+# What each row of the third study adds to the one above it.
+INGREDIENTS = {
+    "the committed parameters": {},
+    "40 epochs": {"epochs": "40"},
+    "1024 and 512 hidden units": {"hidden": "1024,512"},
+    "shifts by one pixel": {"shift": "1"},
+    "label smoothing": {"label_smoothing": "0.1"},
+    "averaged weights": {"weight_averaging": "0.998"},
+}
 
 
 def main() -> None:
     """Runs in; tables and figures out."""
-    models = params.load().models
+    models, write = params.load().models, "--write" in sys.argv
     runs = compare.recorded(list(models))
+    if "--ingredients" in sys.argv:
+        table = ingredient_table(runs)
+        write_between(PAGE, "ingredients", table) if write else print(table)
+        return
     client = store.connect(create=False)
     activations = chosen(runs, "mlp", "activation", {DEEP})
     rates = {entry.title: chosen(runs, model, "lr", set()) for model, entry in models.items()}
     tables = {"activation": activation_table(activations), "lr": rate_table(rates)}
-    if "--write" not in sys.argv:
+    if not write:
         print("\n".join(tables.values()))
         return
     for name, table in tables.items():
@@ -72,6 +87,31 @@ def activation_table(runs: pd.DataFrame) -> str:
     best = runs.sort_values("metrics.validation_accuracy", ascending=False)
     table = best[[f"metrics.{name}" for name in columns.values()]].map("{:.4f}".format)
     return markdown(table.set_axis(list(columns), axis=1).rename_axis("activation"))
+
+
+def ingredient_table(runs: pd.DataFrame) -> str:
+    """Accuracies of the perceptron with one ingredient more in each row, over the seeds.
+
+    Raises InputError for a row of fewer than five seeds.
+    """
+    rows, changes = [], dict[str, str]()
+    for name, added in INGREDIENTS.items():
+        changes |= added
+        wanted = {f"{key}={value}" for key, value in changes.items()} or {"(baseline)"}
+        fitting = runs[
+            (runs["model"] == "mlp") & (runs["changes"].map(str.split).map(set) == wanted)
+        ]
+        seeds = fitting.drop_duplicates(["params.seed"])
+        if len(seeds) < SEEDS:
+            raise InputError(
+                f"{name}: fewer than {SEEDS} seeds are recorded: run its line of {PAGE}"
+            )
+        row = {"added": name, "seeds": str(len(seeds))}
+        for part in ("validation", "test"):
+            values = seeds[f"metrics.{part}_accuracy"]
+            row[f"{part} accuracy"] = f"{values.mean():.4f} ± {values.std():.4f}"
+        rows.append(row)
+    return markdown(pd.DataFrame(rows).set_index("added"))
 
 
 def rate_table(runs: dict[str, pd.DataFrame]) -> str:
