@@ -17,15 +17,16 @@ from lab.workers import Group
 from tests.lab.trainings import train
 
 SIZES = (4, 7, 22)  # of a batch; the last batches of an epoch have 2, 1 and 22 examples
-OPTIMIZER = {"name": "adam", "weight_decay": 0.01}
+CHANGES = {
+    "optimizer": {"name": "adam", "weight_decay": 0.01},
+    "label_smoothing": 0.1,
+    "weight_averaging": 0.9,
+}
 
 
 def results(mesh: DeviceMesh | None, arithmetic: Arithmetic = "exact") -> list[bytes]:
     group = Group(mesh) if mesh else None
-    return [
-        train(arithmetic, group=group, optimizer=OPTIMIZER, batch_size=size).result
-        for size in SIZES
-    ]
+    return [train(arithmetic, group=group, batch_size=size, **CHANGES).result for size in SIZES]
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
