@@ -10,12 +10,27 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "cos", "erf", "exp", "exp_normal", "ldexp", "log", "log_normal", "normal_cdf", "polynomial",
-    "power", "sigmoid", "sqrt", "tanh",
+    "cos",
+    "exp",
+    "exp2",
+    "exp_normal",
+    "expm1",
+    "ldexp",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "log_normal",
+    "polynomial",
+    "pow",
+    "power",
+    "sigmoid",
+    "sqrt",
 ]  # fmt: skip
 
 _LOG2_E = 1.4426950408889634
-# log 2 in two parts: the first has 21 zero bits at its end, so k times it is exact.
+# log 2, and in two parts, of which the first has 21 zero bits at its end, so k times it is exact.
+_LN2 = 0.6931471805599453
 _LN2_HIGH = 0.6931471803691238
 _LN2_LOW = 1.9082149292705877e-10
 
@@ -91,6 +106,41 @@ def log_normal(x: Tensor, shift: Tensor | None = None) -> Tensor:
     return (k * _LN2_HIGH).add_(series.add_(k * _LN2_LOW))
 
 
+def log2(x: Tensor) -> Tensor:
+    """The logarithm to base 2 in float64, without error for powers of two."""
+    x = x.double()
+    e = ((x.view(torch.int64) - 0x3FE6A09E667F3BCD) >> 52).clamp_(-1022, 1023)
+    scaled = x * _power_of_two(-(e >> 1)) * _power_of_two((e >> 1) - e)
+    return log(scaled) * _LOG2_E + e.double()
+
+
+def log10(x: Tensor) -> Tensor:
+    """The logarithm to base 10 in float64."""
+    return log(x) * (1 / math.log(10))
+
+
+def log1p(x: Tensor) -> Tensor:
+    """The logarithm of 1 + x in float64, by its series near 0."""
+    x = x.double()
+    near = (x > -0.29) & (x < 0.41)
+    s = torch.where(near, x / (x + 2), 0.0)  # |s| < 0.1716, as above
+    return torch.where(near, polynomial(s * s, _ARTANH).mul_(s).mul_(2), log(x + 1))
+
+
+def exp2(x: Tensor) -> Tensor:
+    """2^x in float64, without error for integers."""
+    x = x.double().clamp(-1100, 1100)
+    k = x.round()
+    return ldexp(polynomial((x - k).mul_(_LN2), _EXP), k.long())
+
+
+def expm1(x: Tensor) -> Tensor:
+    """e^x - 1 in float64, by its series near 0."""
+    x = x.double()
+    near = x.clamp(-0.35, 0.35)
+    return torch.where(near == x, polynomial(near, _EXP[1:]).mul_(near), exp(x) - 1)
+
+
 def sqrt(x: Tensor) -> Tensor:
     """The square root in float64, by Heron's method from a guess within 4 %."""
     x = x.double()
@@ -109,49 +159,15 @@ def sigmoid(x: Tensor) -> Tensor:
     return 1 / (exp(-x.double()) + 1)
 
 
-_TANH = (1.0, -1 / 3, 2 / 15, -17 / 315)
-
-
-def tanh(x: Tensor) -> Tensor:
-    """The hyperbolic tangent in float64: a series near 0, where 1 - 2 / (e^2x + 1) cancels."""
-    x = x.double()
-    far = 1 - 2 / (exp(2 * x) + 1)
-    return torch.where(x.abs() < 2.0**-6, x * polynomial(x * x, _TANH), far)
-
-
-_ERF = tuple(
-    (-1) ** n * 2 / math.sqrt(math.pi) / (math.factorial(n) * (2 * n + 1)) for n in range(12)
-)
-# erfc(x) · e^x² as a polynomial of (x - 3.75) / (x + 3.75) for x of [0, 27.5], fitted
-# by mpmath's chebyfit to 2e-16.
-_ERFC = (
-    0.1455897212750385, -0.273421931495427, 0.226008066916629, -0.1635718955238445,
-    0.10260431203195954, -0.05480232669792507, 0.024143223974383794, -0.008220621108390759,
-    0.0018029624261998306, -2.5535696900605897e-05, -0.00015246290216862682, 4.790043644519042e-05,
-    3.5852792137134763e-06, -6.187783169310285e-06, 7.432804369374421e-07, 6.658262114107998e-07,
-    -1.7347359646968342e-07, -7.685299925417056e-08, 2.1288142582792894e-08, 8.992238859296792e-09,
-)  # fmt: skip
-
-
-def erf(x: Tensor) -> Tensor:
-    """The error function in float64: its series near 0, else 1 - erfc."""
-    x = x.double()
-    near = x * polynomial(x * x, _ERF)
-    far = 1 - _erfc(x.abs())
-    return torch.where(x.abs() < 0.5, near, torch.where(x < 0, -far, far))
-
-
-def normal_cdf(x: Tensor) -> Tensor:
-    """The standard normal distribution function in float64, its left tail included."""
-    x = x.double()
-    tail = _erfc(x.abs() * math.sqrt(0.5)).mul_(0.5)
-    return torch.where(x < 0, tail, 1 - tail)
-
-
-def _erfc(x: Tensor) -> Tensor:
-    """The complementary error function of float64 numbers >= 0; 0 from 27.5 on, NaN of NaN."""
-    x = x.clamp(max=27.5)
-    return polynomial((x - 3.75) / (x + 3.75), _ERFC).mul_(exp(-x * x))
+def pow(x: Tensor, y: Tensor) -> Tensor:  # noqa: A001
+    """x^y in float64 as e^(y log |x|): NaN of a negative x with a fraction as exponent."""
+    x, y = torch.broadcast_tensors(x.double(), y.double())
+    result = exp(y * log(x.abs()))
+    odd = y.abs().remainder(2) == 1  # not so infinity
+    result = torch.where(x.signbit() & odd, -result, result)
+    result = torch.where((x < 0) & (y != y.floor()) & x.isfinite(), math.nan, result)
+    result = torch.where((x == -1) & y.isinf(), 1.0, result)
+    return torch.where((y == 0) | (x == 1), 1.0, result)
 
 
 def power(x: float, n: int) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "BITS", "Peers", "divided", "headroom", "mean", "peers", "representable",
+    "BITS", "Peers", "divided", "headroom", "mean", "peers", "power_of_two_below", "representable",
     "require_floating_point", "require_same_type", "scale", "segment_sum", "snap", "sum",
     "sum_bits",
 ]  # fmt: skip
@@ -70,11 +70,12 @@ def scale(x: Tensor, dims: list[int]) -> Tensor:
         largest = x.new_zeros(shape)
     else:
         largest = x.abs().amax(dims, keepdim=True)
-    size = _power_of_two_below(largest)
+    size = power_of_two_below(largest)
     return others.maximum(size) if (others := peers()) else size
 
 
-def _power_of_two_below(x: Tensor) -> Tensor:
+def power_of_two_below(x: Tensor) -> Tensor:
+    """2 ** floor(log2(x)) of numbers >= 0, at least 2^-1022, in float64."""
     # Read off the number's bits, as logarithms are rounded differently on each machine.
     return (x.double().view(torch.int64) & _EXPONENT).view(torch.float64).clamp_(min=2.0**-1022)
 
@@ -116,11 +117,11 @@ def segment_sum(x: Tensor, segments: Tensor, n: int) -> Tensor:
     Each segment has a grid of its own, so its sum depends on its numbers alone.
     """
     zeros = torch.zeros(n, dtype=torch.float64, device=x.device)
-    sizes = zeros.scatter_reduce(0, segments, _power_of_two_below(x), "amax")
+    sizes = zeros.scatter_reduce(0, segments, power_of_two_below(x), "amax")
     counts = torch.bincount(segments, minlength=n)
     if others := peers():
         sizes, counts = others.maximum(sizes), others.total(counts)
-    growth = _power_of_two_below((2 * counts - 1).clamp_(min=0))  # 2^headroom
+    growth = power_of_two_below((2 * counts - 1).clamp_(min=0))  # 2^headroom
     scales = torch.where(counts <= 2, 0.0, sizes * growth)  # 0: nothing to round, as in `sum`
     sums = zeros.scatter_add_(0, segments, snap(x, scales[segments], BITS))
     return others.total(sums) if others else sums

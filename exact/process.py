@@ -82,6 +82,19 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def plain_layers() -> Iterator[None]:
+    """Compute LSTMs, and encoders without gradients, as sequences of operations, not fused."""
+    fused, fast = torch._C._get_mkldnn_enabled(), torch.backends.mha.get_fastpath_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
 def inheriting_threads() -> Iterator[None]:
     """Let a thread be in the block that it is started in: PyTorch's modes are per thread."""
     original = Thread.start
@@ -122,6 +135,24 @@ def exact_cosine() -> Iterator[None]:
     finally:
         for module, original in zip(modules, before, strict=True):
             module["math"] = original
+
+
+@contextlib.contextmanager
+def exact_powers() -> Iterator[None]:
+    """Give learning rate schedules powers of ours during their steps."""
+    original = lr_scheduler.LRScheduler.step
+
+    @functools.wraps(original)
+    def step(schedule: lr_scheduler.LRScheduler, *args: Any, **kwargs: Any) -> None:
+        with optimizers.exact_schedule(schedule) if active() else contextlib.nullcontext():
+            original(schedule, *args, **kwargs)
+
+    lr_scheduler.LRScheduler.step = step  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        if lr_scheduler.LRScheduler.step is step:  # else another library has wrapped it since
+            lr_scheduler.LRScheduler.step = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -171,6 +202,6 @@ def full_float64() -> Iterator[None]:
 
 
 _PATCHES = _Shared(
-    plain_attention, inheriting_threads, exact_cosine, optimizer_hooks, skip_compilation,
-    full_float64,
+    plain_attention, plain_layers, inheriting_threads, exact_cosine, exact_powers,
+    optimizer_hooks, skip_compilation, full_float64,
 )  # fmt: skip

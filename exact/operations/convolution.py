@@ -1,13 +1,20 @@
-"""Convolution of images: N examples, C channels, H × W pixels; O output channels, L of H' · W'."""
+"""Convolution of N examples with C channels of 1 to 3 dimensions; O output channels.
 
+Three contractions of the same windows: the output, the gradient of the input and that of the
+weights. A transposed convolution is the second, and its gradients are the other two.
+"""
+
+import itertools
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from exact import grid, products
-from exact.errors import NotExactError
 from exact.registry import implements
+
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 @implements("convolution")
@@ -15,21 +22,25 @@ def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    """Gathered patches times weights: (N, C, H, W), (O, C/groups, h, w) to (N, O, H', W')."""
-    _require_2d(x, transposed)
-    stride, padding, dilation = _pairs(stride, padding, dilation)
-    if x.dtype != weight.dtype or (bias is not None and bias.shape != weight.shape[:1]):
+    """(N, C, …), (O, C/groups, …) to (N, O, …); transposed weights are (C, O/groups, …)."""
+    dims = x.dim() - 2
+    stride, padding, dilation = _expanded(dims, stride, padding, dilation)
+    outputs = weight.shape[1] * groups if transposed else weight.shape[0]
+    if x.dtype != weight.dtype or (bias is not None and bias.shape != (outputs,)):
         raise RuntimeError(f"expected weights of {x.dtype} and a bias for each output")
-    patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)
-    y = products.matmul(weight.reshape(groups, len(weight) // groups, weight[0].numel()), patches)
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(
-            x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True
-        )
-    ]
-    y = y.reshape(len(x), weight.shape[0], *size)
-    return (y if bias is None else y + bias.view(-1, 1, 1)).to(x.dtype)
+    if transposed:
+        (output_padding,) = _expanded(dims, output_padding)
+        size = [
+            (n - 1) * s - 2 * p + d * (k - 1) + more + 1
+            for n, s, p, d, k, more in zip(
+                x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding,
+                strict=True,
+            )
+        ]  # fmt: skip
+        y = _input_gradient(x, size, weight, stride, padding, dilation, groups)
+    else:
+        y = _forward(x, weight, stride, padding, dilation, groups)
+    return (y if bias is None else y + bias.view(-1, *[1] * dims)).to(x.dtype)
 
 
 @implements("convolution_backward")
@@ -37,60 +48,107 @@ def _convolution_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: list[int] | None, stride: list[int],
     padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int],
     groups: int, mask: list[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    _require_2d(x, transposed)
-    stride, padding, dilation = _pairs(stride, padding, dilation)
+) -> _Gradients:  # fmt: skip
+    stride, padding, dilation = _expanded(x.dim() - 2, stride, padding, dilation)
     x_grad = weight_grad = bias_grad = None
-    if mask[0]:
-        x_grad = _input_gradient(grad, x, weight, stride, padding, dilation, groups)
+    options: tuple[Any, ...] = (stride, padding, dilation, groups)
+    if mask[0] and transposed:
+        x_grad = _cropped(_forward(grad, weight, *options), x)
+    elif mask[0]:
+        x_grad = _input_gradient(grad, x.shape[2:], weight, *options)
     if mask[1]:
-        patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)  # (N, G, K, L)
-        g = grad.reshape(len(x), groups, len(weight) // groups, patches.shape[-1])
-        g = g.permute(1, 2, 0, 3).flatten(2)  # (G, O/G, N · L)
-        product = products.matmul(g, patches.permute(1, 0, 3, 2).flatten(1, 2))  # (G, O/G, K)
-        weight_grad = product.view(weight.shape).to(x.dtype)
+        outer, inner = (x, grad) if transposed else (grad, x)
+        weight_grad = _weight_gradient(outer, inner, weight, *options)
     if mask[2]:
-        bias_grad = grid.sum(grad, [0, 2, 3]).to(x.dtype)
-    return x_grad, weight_grad, bias_grad
+        bias_grad = grid.sum(grad, [0, *range(2, grad.dim())])
+    return tuple(None if g is None else g.to(x.dtype) for g in (x_grad, weight_grad, bias_grad))  # type: ignore[return-value]
 
 
-def _input_gradient(
+def _forward(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int],
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """Weights times the gathered patches, in float64."""
+    patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)
+    shape = (groups, len(weight) // groups, weight[0].numel())
+    y = products.matmul(weight.reshape(shape), patches)
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    return y.reshape(len(x), weight.shape[0], *(_outputs(*size) for size in sizes))
+
+
+def _weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
+    """The gradient times the patches, over examples and places."""
+    patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)  # (N, G, K, L)
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    patches = patches.unflatten(-1, [_outputs(*size) for size in sizes])
+    patches = _cropped(patches, grad).flatten(3)
+    g = grad.reshape(len(x), groups, len(weight) // groups, patches.shape[-1])
+    g = g.permute(1, 2, 0, 3).flatten(2)  # (G, O/G, N · L)
+    product = products.matmul(g, patches.permute(1, 0, 3, 2).flatten(1, 2))  # (G, O/G, K)
+    return product.view(weight.shape)
+
+
+def _input_gradient(
+    grad: Tensor, size: Any, weight: Tensor, stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
     """The convolution of the gradient, with gaps of the stride, and the rotated weights."""
-    outputs, kernel = weight.shape[0], weight.shape[2:]
+    outputs, kernel, dims = weight.shape[0], weight.shape[2:], len(stride)
     spread = grad.new_zeros(
         *grad.shape[:2], *((m - 1) * s + 1 for m, s in zip(grad.shape[2:], stride, strict=True))
     )
-    spread[:, :, :: stride[0], :: stride[1]] = grad
+    spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = grad
     margins = []  # cut or filled so that the result has the size of x
-    for i in (1, 0):  # F.pad starts with the last dimension
+    for i in reversed(range(dims)):  # F.pad starts with the last dimension
         before = dilation[i] * (kernel[i] - 1) - padding[i]
-        after = x.shape[2 + i] + dilation[i] * (kernel[i] - 1) - before - spread.shape[2 + i]
+        after = size[i] + dilation[i] * (kernel[i] - 1) - before - spread.shape[2 + i]
         margins += [before, after]
-    rotated = weight.flip(2, 3).reshape(groups, outputs // groups, -1, *kernel)
+    rotated = weight.flip(list(range(2, 2 + dims)))
+    rotated = rotated.reshape(groups, outputs // groups, weight.shape[1], *kernel)
     rotated = rotated.transpose(1, 2).reshape(-1, outputs // groups, *kernel)
-    one, none = [1, 1], [0, 0]
-    return _convolution(
-        F.pad(spread, margins), rotated, None, one, none, dilation, False, none, groups
-    )
+    return _forward(F.pad(spread, margins), rotated, [1] * dims, [0] * dims, dilation, groups)
 
 
-def _pairs(*sizes: list[int]) -> list[list[int]]:
-    """Sizes for height and width; PyTorch may give one number for both."""
-    return [size * 2 if len(size) == 1 else size for size in sizes]
+def _cropped(x: Tensor, like: Tensor) -> Tensor:
+    """X without the places beyond `like`, which output padding adds."""
+    for dim, n in enumerate(like.shape[2:], start=2 - like.dim()):
+        x = x.narrow(dim, 0, n)
+    return x
 
 
-def _require_2d(x: Tensor, transposed: bool) -> None:
-    if x.dim() != 4 or transposed:
-        kind = "transposed" if transposed else f"{x.dim() - 2}-d"
-        raise NotExactError(f"{kind} convolution has no exact implementation: 2-d convolution has")
+def _expanded(dims: int, *sizes: list[int]) -> list[list[int]]:
+    """Sizes for each dimension; PyTorch may give one number for all."""
+    return [list(size) * dims if len(size) == 1 else list(size) for size in sizes]
+
+
+def _outputs(n: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    return (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def _patches(
     x: Tensor, kernel: Any, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
-    """The inputs of each output pixel: (N, groups, C/groups · h · w, L)."""
-    columns = F.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+    """The inputs of each output: (N, groups, C/groups · kernel, L)."""
+    if len(kernel) == 1:  # an image of one row
+        x, kernel = x.unsqueeze(2), (1, *kernel)
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    if len(kernel) == 2:
+        columns = F.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+    else:
+        margins = [p for size in reversed(padding) for p in (size, size)]
+        x = F.pad(x, margins)
+        parts = []
+        for corner in itertools.product(*map(range, kernel)):
+            part = x
+            for i, (first, k, s, d) in enumerate(
+                zip(corner, kernel, stride, dilation, strict=True), start=2
+            ):
+                length = x.shape[i] - d * (k - 1)
+                part = part.narrow(i, first * d, length)
+                part = part.index_select(i, torch.arange(0, length, s, device=x.device))
+            parts.append(part.flatten(2))
+        columns = torch.stack(parts, 2).flatten(1, 2)
     return columns.reshape(len(x), groups, columns.shape[1] // groups, columns.shape[2])

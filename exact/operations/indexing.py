@@ -1,17 +1,17 @@
-"""Operations that write to given indices: scatter, index_put, index_add, embeddings' gradients."""
+"""Operations that write to given indices: scatter, index_put, index_add and reductions."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from exact import grid
-from exact.errors import NotExactError
 from exact.registry import aten, exact_as_is, implements
 
-__all__ = ["scatter_add"]
+__all__ = ["index_add", "scatter_add", "scatter_last"]
 
-exact_as_is("scatter.value")
+exact_as_is("scatter.value masked_scatter masked_scatter_backward")
 
 
 @implements("scatter_add")
@@ -21,7 +21,8 @@ def scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
 
 
 @implements("scatter.src")
-def _scatter_src(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+def scatter_last(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """X with the numbers of `source` at their indices along `dim`; the last one wins."""
     return _scatter(_put, x, dim, index, source)
 
 
@@ -31,15 +32,121 @@ def _scatter(
 ) -> Tensor:  # fmt: skip
     if not x.dim():
         return combine(x, index, source)
+    if not index.dim():
+        index, source = index.unsqueeze(0), source.unsqueeze(0) if not source.dim() else source
     used = tuple(slice(n) for n in index.shape)
     others = tuple(slice(None) if i == dim % x.dim() else part for i, part in enumerate(used))
     return combine(x, _flat_indices(x)[others].gather(dim, index), source[used])
 
 
 @implements("index_add")
-def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+def index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """X plus the slices of `source` at their indices along `dim`, as torch.index_add."""
     source = source if alpha == 1 else source * alpha
     return _accumulate(x, _flat_indices(x).index_select(dim, index), source)
+
+
+@implements("index_copy")
+def _index_copy(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    flat = _flat_indices(x).index_select(dim, index)
+    return _put(x, flat, source.expand(flat.shape) if source.dim() else source.view(flat.shape))
+
+
+@implements("put")
+def _put_flat(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    flat = torch.where(index < 0, index + x.numel(), index)
+    return (_accumulate if accumulate else _put)(x, flat, source.reshape(index.shape))
+
+
+@implements("_unsafe_masked_index_put_accumulate")
+def _unsafe_masked_index_put(
+    x: Tensor, mask: Tensor, indices: list[Tensor | None], values: Tensor
+) -> Tensor:
+    within = [
+        None if index is None else index.clamp(-n, n - 1)
+        for index, n in zip(indices, x.shape, strict=False)
+    ]
+    return _index_put(x, within, values.masked_fill(~mask, 0), accumulate=True)
+
+
+@implements("scatter_reduce.two")
+def _scatter_reduce(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    def combine(x: Tensor, indices: Tensor, source: Tensor) -> Tensor:
+        return _reduced(x, indices, source, reduce, include_self)
+
+    return _scatter(combine, x, dim, index, source)
+
+
+@implements("scatter.reduce")
+def _scatter_by_name(x: Tensor, dim: int, index: Tensor, source: Tensor, *, reduce: str) -> Tensor:
+    return _scatter_reduce(x, dim, index, source, {"add": "sum", "multiply": "prod"}[reduce])
+
+
+@implements("scatter.value_reduce")
+def _scatter_number(x: Tensor, dim: int, index: Tensor, value: float, *, reduce: str) -> Tensor:
+    source = torch.full(index.shape, value, dtype=x.dtype, device=x.device)
+    return _scatter_by_name(x, dim, index, source, reduce=reduce)
+
+
+@implements("index_reduce")
+def _index_reduce(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    flat = _flat_indices(x).index_select(dim, index)
+    return _reduced(x, flat, source.expand(flat.shape), reduce, include_self)
+
+
+def _reduced(x: Tensor, indices: Tensor, source: Tensor, reduce: str, include_self: bool) -> Tensor:
+    """X with the sum, product, mean or extreme of what goes to each index, and of x itself."""
+    _require_match(x, indices, source)
+    index, items, flat = indices.flatten(), source.flatten(), x.flatten()
+    counts = torch.bincount(index, minlength=x.numel())
+    if reduce == "prod":
+        index, items = _by_value(index, items)
+    start = {"sum": 0, "mean": 0, "prod": 1, "amax": -math.inf, "amin": math.inf}[reduce]
+    if not include_self:
+        empty = start if x.is_floating_point() or math.isfinite(start) else _end(x, start)
+        flat = torch.where(counts > 0, torch.full_like(flat, empty), flat)
+    if reduce in ("amax", "amin"):
+        result = flat.scatter_reduce(0, index, items, reduce)
+        return (result.add_(0.0) if x.is_floating_point() else result).view(x.shape)
+    if reduce == "prod":
+        return _multiplied(flat, index, items).view(x.shape)
+    sums = _accumulate(flat, index, items)
+    if reduce == "mean":
+        n = (counts + include_self).clamp(min=1)
+        if x.is_floating_point():
+            total = grid.segment_sum(items, index, x.numel()) + flat.double()
+            sums = (total / n.double()).to(x.dtype)
+        else:
+            sums = sums.div(n, rounding_mode="floor")
+        sums = torch.where(counts > 0, sums, flat)
+    return sums.view(x.shape)
+
+
+def _end(x: Tensor, start: float) -> int:
+    limits = torch.iinfo(x.dtype)
+    return limits.min if start < 0 else limits.max
+
+
+def _by_value(index: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """In the order of the numbers, and then of the indices."""
+    order = torch.sort(items, stable=True).indices
+    order = order[torch.sort(index[order], stable=True).indices]
+    return index[order], items[order]
+
+
+def _multiplied(x: Tensor, index: Tensor, items: Tensor) -> Tensor:
+    """X times the numbers of each index, in order, in float64: one for each index at a time."""
+    counts = torch.bincount(index, minlength=x.numel())
+    rank = torch.arange(len(index), device=x.device) - (counts.cumsum(0) - counts)[index]
+    y = x.to(torch.float64 if x.is_floating_point() else x.dtype, copy=True)
+    for i in range(int(counts.max()) if len(index) else 0):
+        now = rank == i
+        y[index[now]] = y[index[now]] * items[now]
+    return y.to(x.dtype)
 
 
 @implements("index_put", "_unsafe_index_put")
@@ -48,19 +155,6 @@ def _index_put(
 ) -> Tensor:
     flat = aten.index.Tensor(_flat_indices(x), indices)
     return (_accumulate if accumulate else _put)(x, flat, values.expand(flat.shape))
-
-
-@implements("embedding_dense_backward")
-def _embedding_backward(
-    grad: Tensor, indices: Tensor, rows: int, padding: int, by_frequency: bool
-) -> Tensor:
-    if by_frequency:
-        raise NotExactError("embedding with scale_grad_by_freq has no exact implementation")
-    zeros = grad.new_zeros(rows, grad.shape[-1])
-    sums = _index_add(zeros, 0, indices.reshape(-1), grad.reshape(-1, grad.shape[-1]))
-    if padding >= 0:
-        sums[padding] = 0
-    return sums
 
 
 def _flat_indices(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Softmax, cross-entropy and squared loss."""
+"""Losses: each a function of prediction and target, and what a reduction makes of it."""
 
-import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,105 +9,215 @@ from torch import Tensor
 from exact import functions, grid
 from exact.registry import implements
 
+__all__ = ["MEAN", "NONE", "reduced", "spread"]
 
-def _log_softmax64(x: Tensor, dim: int) -> Tensor:
-    grid.require_floating_point(x)
-    if not x.numel():
-        return x.double()
-    shifted = x.to(torch.float64, copy=True).sub_(x.amax(dim, keepdim=True))
-    # The largest exponential is 1, which spares the search for it and makes the sum normal.
-    exponentials = functions.exp_normal(shifted.clamp(min=-700))
-    total = grid.sum(exponentials, [dim], keepdim=True, largest=1.0)
-    return shifted.sub_(functions.log_normal(total))
+NONE, MEAN = 0, 1  # PyTorch's numbers of the kinds of reduction; 2 is the sum
 
 
-@implements("_log_softmax")
-def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    return _log_softmax64(x, dim).to(x.dtype)
+def reduced(losses: Tensor, reduction: int, dtype: torch.dtype) -> Tensor:
+    """The losses, float64, themselves, or their mean or sum."""
+    if reduction == NONE:
+        return losses.to(dtype)
+    result = grid.mean(losses, []) if reduction == MEAN else grid.sum(losses, [])
+    return result.to(dtype)
 
 
-@implements("_log_softmax_backward_data")
-def _log_softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    # As the gradient of the whole: g - softmax · Σg.
-    total = grid.sum(grad, [dim], keepdim=True)
-    return (grad.double() - functions.exp(output) * total).to(dtype)
+def spread(slopes: Tensor, grad: Tensor, reduction: int, dtype: torch.dtype) -> Tensor:
+    """The gradient of each input, from its slope in float64 and the gradient of the result."""
+    result = slopes * grad.double()
+    n = torch.full_like(result, result.numel())
+    return (result / n if reduction == MEAN else result).to(dtype)
 
 
-@implements("_softmax")
-def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    return functions.exp(_log_softmax64(x, dim)).to(x.dtype)
+def loss(name: str, value: Callable[..., Tensor], slope: Callable[..., Tensor]) -> None:
+    """Register `name` and `name_backward` by functions of input, target and a parameter.
+
+    The operation's last argument may be the parameter, after the reduction.
+    """
+
+    @implements(name)
+    def forward(x: Tensor, target: Tensor, reduction: int = MEAN, *parameter: float) -> Tensor:
+        dtype = torch.result_type(x, target)
+        grid.require_floating_point(x)
+        return reduced(value(x.double(), target.double(), *parameter), reduction, dtype)
+
+    @implements(f"{name}_backward")
+    def backward(
+        grad: Tensor, x: Tensor, target: Tensor, reduction: int, *parameter: float
+    ) -> Tensor:
+        slopes = slope(x.double(), target.double(), *parameter)
+        return spread(slopes, grad, reduction, torch.result_type(x, target))
 
 
-@implements("_safe_softmax")
-def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """With 0 instead of NaN where all of x is -∞, as attention wants where all is masked."""
-    nothing = (x == -math.inf).all(dim, keepdim=True)
-    return _softmax(x, dim, half_to_float=False).masked_fill_(nothing, 0).to(dtype or x.dtype)
+def _smooth_l1(x: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    d = (x - target).abs()
+    return (
+        d
+        if beta == 0
+        else torch.where(d < beta, d * d * 0.5 / torch.full_like(d, beta), d - 0.5 * beta)
+    )
 
 
-@implements("_softmax_backward_data")
-def _softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    g, y = grad.double(), output.double()
-    return (y * (g - grid.sum(g * y, [dim], keepdim=True))).to(dtype)
+def _smooth_l1_slope(x: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    d = x - target
+    inner = d / torch.full_like(d, beta) if beta else d
+    return torch.where(d.abs() < beta, inner, d.sign())
 
 
-_NONE, _MEAN = 0, 1  # PyTorch's numbers of the kinds of reduction; 2 is the sum
+def _huber(x: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+    d = (x - target).abs()
+    return torch.where(d <= delta, d * d * 0.5, (d - 0.5 * delta) * delta)
 
 
-def _labels(
-    x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """The labels, with 0 for those to be ignored, and which these are."""
-    if target.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(f"expected labels of torch.int64, not {target.dtype}")
-    if weight is not None and (weight.shape != x.shape[-1:] or weight.dtype != x.dtype):
-        raise RuntimeError(f"expected {x.shape[-1]} weights of {x.dtype}, one for each class")
-    ignored = target == ignore_index
-    return target.long().masked_fill(ignored, 0), ignored
+def _huber_slope(x: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+    return (x - target).clamp(-delta, delta)
 
 
-@implements("nll_loss_forward")
-def _nll_loss(
-    x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    index, ignored = _labels(x, target, weight, ignore_index)
-    losses = -x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    weights = torch.ones_like(losses) if weight is None else weight[index]
-    if weight is not None:
-        losses.mul_(weights)
-    losses.masked_fill_(ignored, 0)
-    if reduction == _NONE:
-        return losses, x.new_zeros(())
-    total, total_weight = grid.sum(losses, [0]), grid.sum(weights.masked_fill_(ignored, 0), [0])
-    result = total / total_weight if reduction == _MEAN else total
-    return result.to(x.dtype), total_weight.to(x.dtype)
+def _soft_margin(x: Tensor, target: Tensor) -> Tensor:
+    z = -target * x
+    return z.clamp(min=0) + functions.log1p(functions.exp(-z.abs()))
 
 
-@implements("nll_loss_backward")
-def _nll_loss_backward(
-    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
-    ignore_index: int, total_weight: Tensor,
-) -> Tensor:  # fmt: skip
-    index, ignored = _labels(x, target, weight, ignore_index)
-    gradients = -grad if weight is None else weight[index] * -grad
-    if reduction == _MEAN:
-        gradients = gradients / total_weight
-    gradients = torch.where(ignored, 0, gradients)
-    return torch.zeros_like(x).scatter_(-1, index.unsqueeze(-1), gradients.unsqueeze(-1))
+def _soft_margin_slope(x: Tensor, target: Tensor) -> Tensor:
+    return -target * functions.sigmoid(-target * x)
+
+
+loss("smooth_l1_loss", _smooth_l1, _smooth_l1_slope)
+loss("huber_loss", _huber, _huber_slope)
+loss("soft_margin_loss", _soft_margin, _soft_margin_slope)
 
 
 @implements("mse_loss")
-def _mse_loss(x: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
+def _mse_loss(x: Tensor, target: Tensor, reduction: int = MEAN) -> Tensor:
     difference = x - target
     grid.require_floating_point(difference)
     squares = difference * difference
-    if reduction == _NONE:
+    if reduction == NONE:
         return squares
-    combine = grid.mean if reduction == _MEAN else grid.sum
+    combine = grid.mean if reduction == MEAN else grid.sum
     return combine(squares, []).to(squares.dtype)
 
 
 @implements("mse_loss_backward")
 def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
     result = 2 * (x - target) * grad
-    return result / torch.full_like(result, x.numel()) if reduction == _MEAN else result
+    return result / torch.full_like(result, x.numel()) if reduction == MEAN else result
+
+
+@implements("binary_cross_entropy")
+def _binary_cross_entropy(
+    x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = MEAN
+) -> Tensor:
+    """PyTorch's logarithms are at least -100."""
+    if not ((x >= 0) & (x <= 1)).all():
+        raise RuntimeError("expected probabilities from 0 to 1")
+    p, y = x.double(), target.double()
+    losses = (y - 1) * functions.log1p(-p).clamp(min=-100) - y * functions.log(p).clamp(min=-100)
+    return reduced(losses if weight is None else losses * weight, reduction, x.dtype)
+
+
+@implements("binary_cross_entropy_backward")
+def _binary_cross_entropy_backward(
+    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = MEAN
+) -> Tensor:
+    p = x.double()
+    slopes = (p - target) / ((1 - p) * p).clamp(min=1e-12)
+    return spread(slopes if weight is None else slopes * weight, grad, reduction, x.dtype)
+
+
+@implements("binary_cross_entropy_with_logits")
+def _binary_cross_entropy_with_logits(
+    x: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None,
+    reduction: int = MEAN,
+) -> Tensor:  # fmt: skip
+    z, y = x.double(), target.double()
+    # log(1 + e^-z), whose factor is 1 or that of the positive examples.
+    softplus = (-z).clamp(min=0) + functions.log1p(functions.exp(-z.abs()))
+    factor = 1 if pos_weight is None else (pos_weight.double() - 1) * y + 1
+    losses = (1 - y) * z + softplus * factor
+    return reduced(losses if weight is None else losses * weight, reduction, x.dtype)
+
+
+@implements("multi_margin_loss")
+def _multi_margin_loss(
+    x: Tensor, target: Tensor, p: float = 1, margin: float = 1, weight: Tensor | None = None,
+    reduction: int = MEAN,
+) -> Tensor:  # fmt: skip
+    excess, scale = _multi_margin(x, target, margin, weight)
+    losses = grid.sum((excess if p == 1 else excess * excess) * scale, [-1] if x.dim() else [])
+    losses = losses.view(target.shape)
+    n = torch.full_like(losses, _classes(x))
+    return reduced(losses / n, reduction, x.dtype)
+
+
+@implements("multi_margin_loss_backward")
+def _multi_margin_loss_backward(
+    grad: Tensor, x: Tensor, target: Tensor, p: float, margin: float,
+    weight: Tensor | None = None, reduction: int = MEAN,
+) -> Tensor:  # fmt: skip
+    excess, scale = _multi_margin(x, target, margin, weight)
+    slopes = ((excess > 0).double() if p == 1 else excess * 2) * scale
+    slopes = slopes / torch.full_like(slopes, _classes(x))
+    own = -grid.sum(slopes, [-1] if x.dim() else [], keepdim=True)
+    slopes = slopes.scatter(-1, _index_of(target, x), own)
+    return _spread_rows(slopes, grad, reduction, x)
+
+
+def _spread_rows(slopes: Tensor, grad: Tensor, reduction: int, x: Tensor) -> Tensor:
+    """As `spread`, for a loss of each row."""
+    g = grad.double().reshape(-1, *[1] * (x.dim() - 1)) if reduction == NONE else grad.double()
+    result = slopes * g
+    rows = x.shape[0] if x.dim() > 1 else 1
+    return (result / torch.full_like(result, rows) if reduction == MEAN else result).to(x.dtype)
+
+
+def _classes(x: Tensor) -> int:
+    return x.shape[-1] if x.dim() else 1
+
+
+def _index_of(target: Tensor, x: Tensor) -> Tensor:
+    """The classes as an index of x: (N, 1), or (1,) for one example."""
+    return target.reshape([*x.shape[:-1], 1] if x.dim() else [])
+
+
+def _multi_margin(
+    x: Tensor, target: Tensor, margin: float, weight: Tensor | None
+) -> tuple[Tensor, Any]:
+    """By how much each other class comes too near, and the weight of the class that is right."""
+    y, index = x.double(), _index_of(target, x)
+    excess = ((y - y.gather(-1, index)) + margin).clamp(min=0).scatter(-1, index, 0.0)
+    return excess, 1 if weight is None else weight[index].double()
+
+
+@implements("multilabel_margin_loss_forward")
+def _multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    excess, of_target, _ = _multilabel_margin(x, target)
+    losses = grid.sum(excess.clamp(min=0), [-2, -1])
+    losses = losses / torch.full_like(losses, _classes(x))
+    return reduced(losses, reduction, x.dtype), of_target.to(x.dtype)
+
+
+@implements("multilabel_margin_loss_backward")
+def _multilabel_margin_loss_backward(
+    grad: Tensor, x: Tensor, target: Tensor, reduction: int, is_target: Tensor
+) -> Tensor:
+    excess, _, index = _multilabel_margin(x, target)
+    active = (excess > 0).double()  # (…, targets, classes)
+    slopes = active.sum(-2)
+    slopes = slopes.scatter_add(-1, index, -active.sum(-1)).view(x.shape)  # whole numbers
+    slopes = slopes / torch.full_like(slopes, _classes(x))
+    return _spread_rows(slopes, grad, reduction, x)
+
+
+def _multilabel_margin(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What each class that is not a target lacks to each that is: (…, targets, classes)."""
+    if not x.dim():
+        excess, of_target, index = _multilabel_margin(x.view(1), target.view(1))
+        return excess, of_target.view(()), index
+    valid = (target < 0).cumsum(-1) == 0  # targets end at the first -1
+    index = torch.where(valid, target, 0)
+    of_target = torch.zeros_like(target).scatter_reduce(-1, index, valid.long(), "amax").bool()
+    y = x.double()
+    excess = 1 - (y.gather(-1, index).unsqueeze(-1) - y.unsqueeze(-2))
+    counted = valid.unsqueeze(-1) & ~of_target.unsqueeze(-2)
+    return torch.where(counted, excess, 0.0), of_target, index

@@ -1,21 +1,20 @@
 """Operations on each number by itself: arithmetic, comparison, functions, activations."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from exact import functions, grid
-from exact.errors import NotExactError
-from exact.registry import aten, exact_as_is, implements, register
+from exact.registry import exact_as_is, implements
 
-__all__ = ["add", "add_", "rounded"]
+__all__ = ["add", "add_"]
 
 # IEEE 754 defines + - × of two numbers to the last bit; the others compare or choose.
 exact_as_is("""
-    mul abs neg sign sgn threshold_backward floor ceil trunc round.default
+    mul abs neg sign sgn floor ceil trunc round.default positive frac signbit copysign heaviside
+    nextafter isneginf isposinf gcd lcm nan_to_num
     eq ne lt le gt ge isnan isinf where masked_fill equal is_same_size
     logical_and logical_or logical_not logical_xor
     bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift
@@ -85,18 +84,50 @@ def _divisor(a: Tensor, b: Any) -> Any:
     return torch.as_tensor(b, dtype=dtype, device=a.device)
 
 
-def _of_integers(operation: Any) -> Callable[..., Tensor]:
-    def integers_only(a: Tensor, b: Any) -> Tensor:
-        result: Tensor = operation(a, b)
-        if result.is_floating_point():
-            raise NotExactError(f"{operation} has no exact implementation but for integers")
+@implements("div.Tensor_mode", "div.Scalar_mode")
+def _div_rounded(a: Tensor, b: Any, *, rounding_mode: str | None) -> Tensor:
+    """Without a mode the quotient; else by the remainder, as the quotient's rounding may err."""
+    dtype = torch.result_type(a, b)
+    if rounding_mode is None:
+        return _div(a, b)
+    if not dtype.is_floating_point:
+        return torch.div(a, b, rounding_mode=rounding_mode)
+    x, y = (torch.as_tensor(z, device=a.device).to(dtype).double() for z in (a, b))
+    quotient = x / y
+    whole = torch.where(y == 0, quotient, ((x - torch.fmod(x, y)) / y).round())
+    if rounding_mode == "floor":
+        rest = torch.fmod(x, y)
+        whole = whole - ((rest != 0) & ((rest < 0) != (y < 0))).double()
+    whole = torch.where(x.isinf() | x.isnan(), quotient * math.nan, whole)
+    return torch.where(y == 0, quotient, whole).copysign(quotient).to(dtype)
+
+
+@implements("floor_divide", "floor_divide.Scalar")
+def _floor_divide(a: Tensor, b: Any) -> Tensor:
+    return _div_rounded(a, b, rounding_mode="floor")
+
+
+@implements("fmod.Tensor", "fmod.Scalar")
+def _fmod(a: Tensor, b: Any) -> Tensor:
+    """The remainder with the sign of a, which has no rounding."""
+    dtype = torch.result_type(a, b)
+    if not dtype.is_floating_point:
+        return torch.fmod(a, b)
+    x, y = (torch.as_tensor(z, device=a.device).to(dtype).double() for z in (a, b))
+    return torch.fmod(x, y).to(dtype)
+
+
+@implements("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
+def _remainder(a: Any, b: Any) -> Tensor:
+    """The remainder with the sign of b."""
+    dtype = torch.result_type(a, b)
+    if not dtype.is_floating_point:
+        result: Tensor = torch.remainder(a, b)
         return result
-
-    return integers_only
-
-
-for operation in (aten.remainder.Scalar, aten.remainder.Tensor, aten.floor_divide.default):
-    register(operation, _of_integers(operation))
+    device = (a if isinstance(a, Tensor) else b).device
+    x, y = (torch.as_tensor(z, device=device).to(dtype).double() for z in (a, b))
+    rest = torch.fmod(x, y)
+    return torch.where((rest != 0) & ((rest < 0) != (y < 0)), rest + y, rest).to(dtype)
 
 
 @implements("addcmul")
@@ -119,83 +150,46 @@ def _lerp(x: Tensor, end: Tensor, weight: float) -> Tensor:
     return x + (end - x) * weight if weight < 0.5 else end - (end - x) * (1 - weight)
 
 
+@implements("lerp.Tensor")
+def _lerp_tensor(x: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    grid.require_floating_point(x)
+    grid.require_same_type(x, end)
+    step = end - x
+    return torch.where(weight.abs() < 0.5, x + step * weight, end - step * (1 - weight))
+
+
+@implements("ldexp.Tensor")
+def _ldexp(x: Tensor, exponent: Tensor) -> Tensor:
+    dtype = torch.result_type(x, exponent)
+    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+    return (x.double() * functions.exp2(exponent)).to(dtype)
+
+
+@implements("round.decimals")
+def _round_decimals(x: Tensor, *, decimals: int) -> Tensor:
+    """In float64, to a multiple of a power of ten."""
+    if not x.is_floating_point():
+        return torch.round(x, decimals=decimals)
+    y = x.double()
+    power = torch.full_like(y, float(10 ** abs(decimals)))
+    rounded = (y * power).round() / power if decimals >= 0 else (y / power).round() * power
+    return rounded.to(x.dtype)
+
+
 @implements("pow.Tensor_Scalar")
 def _pow(x: Tensor, exponent: float) -> Tensor:
-    """By repeated multiplication, a square root for a half, and one division for a negative."""
+    """By repeated multiplication, a square root for a half, and one division for a negative.
+
+    Other exponents, and beyond 16, by exponential and logarithm.
+    """
     dtype = torch.result_type(x, exponent)
     if not dtype.is_floating_point:
         return torch.pow(x, exponent)  # integers, which no sum rounds
-    whole, half = divmod(abs(exponent), 1)
+    whole, half = divmod(abs(exponent), 1) if math.isfinite(exponent) else (math.inf, 0)
     if half not in (0, 0.5) or whole > 16:
-        raise NotExactError(
-            f"pow with exponent {exponent} has no exact implementation:"
-            " multiples of 1/2 up to 16 have"
-        )
+        return functions.pow(x, torch.full_like(x, exponent, dtype=torch.float64)).to(dtype)
     y = x.double()
     result = functions.sqrt(y) if half else torch.ones_like(y)
     for _ in range(int(whole)):
         result = result * y
     return (result if exponent >= 0 else torch.ones_like(y) / result).to(dtype)
-
-
-def rounded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The function, with results rounded to the operand's dtype, or the default for integers."""
-
-    def called(x: Tensor) -> Tensor:
-        return function(x).to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
-
-    return called
-
-
-for function in (functions.exp, functions.log, functions.sqrt, functions.erf,
-                 functions.sigmoid, functions.tanh):  # fmt: skip
-    implements(function.__name__)(rounded(function))
-
-
-@implements("sigmoid_backward")
-def _sigmoid_backward(grad: Tensor, output: Tensor) -> Tensor:
-    return grad * (output * (1 - output))
-
-
-@implements("tanh_backward")
-def _tanh_backward(grad: Tensor, output: Tensor) -> Tensor:
-    return grad * (1 - output * output)
-
-
-@implements("relu")
-def _relu(x: Tensor) -> Tensor:
-    return torch.threshold(x, 0, 0)  # which makes 0 of -0
-
-
-@implements("relu_")
-def _relu_(x: Tensor) -> Tensor:
-    return torch.threshold_(x, 0, 0)
-
-
-@implements("gelu")
-def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    grid.require_floating_point(x)
-    y = x.double()
-    if approximate == "none":
-        return (y * functions.normal_cdf(y)).to(x.dtype)
-    return (y * functions.sigmoid(_gelu_curve(y))).to(x.dtype)
-
-
-@implements("gelu_backward")
-def _gelu_backward(grad: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
-    y = x.double()
-    if approximate == "none":
-        factor = functions.normal_cdf(y)
-        slope = functions.exp(y * y * -0.5) * (1 / math.sqrt(2 * math.pi))
-    else:
-        factor = functions.sigmoid(_gelu_curve(y))
-        slope = factor * (1 - factor) * ((y * y * (3 * _CUBIC) + 1) * _LINEAR)
-    return (grad.double() * (factor + y * slope)).to(x.dtype)
-
-
-# ½ (1 + tanh u) = sigmoid(2u), for u = sqrt(2/π) (x + 0.044715 x³).
-_LINEAR, _CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
-
-
-def _gelu_curve(x: Tensor) -> Tensor:
-    return (x * x * _CUBIC + 1) * x * _LINEAR

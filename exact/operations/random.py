@@ -16,10 +16,13 @@ from exact.errors import NotExactError
 from exact.grid import representable, require_floating_point
 from exact.registry import implements
 
+__all__ = ["generator_key", "uniform64"]
+
 _Generator = torch.Generator | None
 
 
-def _key(generator: _Generator) -> tuple[int, str]:
+def generator_key(generator: _Generator) -> tuple[int, str]:
+    """A key of random numbers, from the generator or from the one of the block."""
     if generator is not None and generator.device.type != "cpu":
         raise NotExactError(
             f"a generator on {generator.device} differs between devices: give one on the cpu, which"
@@ -29,9 +32,9 @@ def _key(generator: _Generator) -> tuple[int, str]:
     return int(number), "mode"
 
 
-def _uniform64(x: Tensor, generator: _Generator) -> Tensor:
-    """Numbers in [0, 1), float64, in the shape and on the device of x."""
-    return random.uniform(tuple(x.shape), *_key(generator)).to(x.device)
+def uniform64(x: Tensor, generator: _Generator) -> Tensor:
+    """Numbers of [0, 1), float64, in the shape and on the device of x."""
+    return random.uniform(tuple(x.shape), *generator_key(generator)).to(x.device)
 
 
 @implements("rand", "rand.generator", random=True)
@@ -59,7 +62,7 @@ def _randperm(n: int, *, generator: _Generator = None, **options: Any) -> Tensor
     dtype = options.get("dtype") or torch.int64
     if n < 0 or (n and not representable(dtype, n - 1)):
         raise RuntimeError(f"expected a number of integers of {dtype}, not {n}")
-    return random.permutation(n, *_key(generator)).to(options.get("device"), dtype)
+    return random.permutation(n, *generator_key(generator)).to(options.get("device"), dtype)
 
 
 @implements("randint", "randint.generator", random=True)
@@ -74,7 +77,7 @@ def _randint(
     x = torch.empty(size, **options | {"dtype": options.get("dtype") or torch.int64})
     if low >= high or not representable(x.dtype, low, high - 1):
         raise RuntimeError(f"expected integers from {low} to below {high}, all of {x.dtype}")
-    return x.copy_(random.integers(tuple(x.shape), *_key(generator)) % (high - low) + low)
+    return x.copy_(random.integers(tuple(x.shape), *generator_key(generator)) % (high - low) + low)
 
 
 @implements("random_", random=True)
@@ -83,7 +86,7 @@ def _random_(x: Tensor, *, generator: _Generator = None) -> Tensor:
         largest = 2 ** (24 if x.dtype == torch.float32 else 53) - 1  # which it holds exactly
     else:
         largest = 1 if x.dtype == torch.bool else min(torch.iinfo(x.dtype).max, 2**63 - 1)
-    return x.copy_(random.integers(tuple(x.shape), *_key(generator)) & largest)
+    return x.copy_(random.integers(tuple(x.shape), *generator_key(generator)) & largest)
 
 
 @implements("uniform_", random=True)
@@ -93,7 +96,7 @@ def _uniform_(
     require_floating_point(x)
     if not low <= high:
         raise RuntimeError(f"expected a lower bound of at most {high}, not {low}")
-    numbers = _uniform64(x, generator)
+    numbers = uniform64(x, generator)
     if x.dtype == torch.float32:  # cut, as rounding could make 1 of what is below it
         numbers.mul_(2.0**24).floor_().mul_(2.0**-24)
     return x.copy_(numbers.mul_(high - low).add_(low))
@@ -104,7 +107,7 @@ def _normal_(x: Tensor, mean: float = 0, std: float = 1, *, generator: _Generato
     require_floating_point(x)
     if not std >= 0:
         raise RuntimeError(f"expected a deviation of at least 0, not {std}")
-    numbers = random.normal(tuple(x.shape), *_key(generator))
+    numbers = random.normal(tuple(x.shape), *generator_key(generator))
     return x.copy_(numbers.mul_(std).add_(mean))
 
 
@@ -118,7 +121,7 @@ def _bernoulli(p: Tensor, *, generator: _Generator = None) -> Tensor:
 def _bernoulli_(x: Tensor, p: Any = 0.5, *, generator: _Generator = None) -> Tensor:
     if not (((p >= 0) & (p <= 1)).all() if isinstance(p, Tensor) else 0 <= p <= 1):
         raise RuntimeError("expected probabilities from 0 to 1")
-    return x.copy_(_uniform64(x, generator) < p)
+    return x.copy_(uniform64(x, generator) < p)
 
 
 @implements("native_dropout", random=True)
@@ -129,7 +132,7 @@ def _dropout(
         return x.clone(), torch.ones_like(x, dtype=torch.bool)
     # By the same steps as where PyTorch composes dropout of `bernoulli_`, `div_` and `mul`:
     # which of the two ways it goes depends on the device.
-    kept = _uniform64(x, generator) < 1 - p
+    kept = uniform64(x, generator) < 1 - p
     return x * _noise(kept, 1 - p, x), kept
 
 

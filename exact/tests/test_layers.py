@@ -41,6 +41,80 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
         [X, draw(2, 4, 3, 3)],
     ),
     "conv2d, margin": (lambda x, w: F.conv2d(x, w, None, 2, 3), [X, draw(2, 4, 1, 1)]),
+    "conv1d": (
+        lambda x, w: F.conv1d(x, w, None, 2, 1, 2, 2),
+        [draw(3, 4, 9), draw(6, 2, 3)],
+    ),
+    "conv3d": (
+        lambda x, w, b: F.conv3d(x, w, b, (1, 2, 1), (0, 1, 1), (2, 1, 1), 2),
+        [draw(2, 4, 5, 4, 3), draw(2, 2, 2, 3, 2), draw(2)],
+    ),
+    "conv_transpose1d": (
+        lambda x, w, b: F.conv_transpose1d(x, w, b, 3, 1, 2, 2, 2),
+        [draw(3, 4, 5), draw(4, 3, 3), draw(6)],
+    ),
+    "conv_transpose2d": (
+        lambda x, w: F.conv_transpose2d(x, w, None, (2, 1), (1, 0), (1, 2), 1, (1, 3)),
+        [draw(2, 4, 3, 4), draw(4, 3, 3, 2)],
+    ),
+    "conv_transpose3d": (
+        lambda x, w: F.conv_transpose3d(x, w, None, 2),
+        [draw(2, 2, 2, 3, 2), draw(2, 2, 2, 3, 2)],
+    ),
+    "batch_norm, whole": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
+        [X, draw(4), draw(4)],
+    ),
+    "batch_norm, evaluation": (
+        lambda x, w, b: F.batch_norm(x, w.new_ones(4), w.new_full((4,), 0.7), w, b),
+        [X, draw(4), draw(4)],
+    ),
+    "instance_norm": (F.instance_norm, [X]),
+    "group_norm": (lambda x, w, b: F.group_norm(x, 2, w, b), [X, draw(4), draw(4)]),
+    "rms_norm": (lambda x, w: F.rms_norm(x, (6,), w), [X, draw(6)]),
+    "local_response_norm": (lambda x: F.local_response_norm(x, 3, 0.5), [X]),
+    "avg_pool1d": (lambda x: F.avg_pool1d(x.flatten(2), 3), [X]),
+    "avg_pool2d": (lambda x: F.avg_pool2d(x, (3, 2), 2, 1, True, False), [X]),
+    "avg_pool2d, divisor": (lambda x: F.avg_pool2d(x, 3, 1, 1, divisor_override=5), [X]),
+    "avg_pool3d": (lambda x: F.avg_pool3d(x, 2, 1, 1, ceil_mode=True), [X]),
+    "adaptive_avg_pool2d": (lambda x: F.adaptive_avg_pool2d(x, (5, 4)), [X]),
+    "adaptive_avg_pool3d": (lambda x: F.adaptive_avg_pool3d(x, (3, 5, 1)), [X]),
+    "adaptive_max_pool2d": (lambda x: F.adaptive_max_pool2d(x, (5, 4)), [X]),
+    "max_pool3d": (lambda x: F.max_pool3d(x, 2, 1), [X]),
+    "lp_pool2d": (lambda x: F.lp_pool2d(x.abs() + 1, 3, 2), [X]),
+    "max_unpool2d": (
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2]),
+        [X],
+    ),
+    "pad, reflect": (lambda x: F.pad(x, (2, 1, 3, 0), "reflect"), [X]),
+    "pad, replicate": (lambda x: F.pad(x, (2, 1, 3, 9), "replicate"), [X]),
+    "pad, circular": (lambda x: F.pad(x, (2, 1, 3, 0), "circular"), [X]),
+    "upsample, nearest": (lambda x: F.interpolate(x, scale_factor=(1.7, 2)), [X]),
+    "upsample, nearest-exact": (lambda x: F.interpolate(x, 9, mode="nearest-exact"), [X[:, :, 0]]),
+    "upsample, bilinear": (lambda x: F.interpolate(x, (5, 13), mode="bilinear"), [X]),
+    "upsample, aligned": (
+        lambda x: F.interpolate(x, (5, 13), mode="bilinear", align_corners=True),
+        [X],
+    ),
+    "upsample, factor": (lambda x: F.interpolate(x, scale_factor=1.6, mode="bicubic"), [X]),
+    "upsample, trilinear": (
+        lambda x: F.interpolate(x.unsqueeze(1), (3, 9, 5), mode="trilinear"),
+        [X],
+    ),
+    "unfold": (lambda x: F.unfold(x, (2, 3), 1, (1, 0), 2), [X]),
+    "fold": (lambda x: F.fold(x.flatten(2), (3, 4), 2, padding=1), [draw(3, 4, 4, 5)]),
+    "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), [X]),
+    "embedding_bag": (lambda w: F.embedding_bag(WORDS, w), [draw(5, 4)]),
+    "embedding_bag, max": (lambda w: F.embedding_bag(WORDS, w, mode="max"), [draw(5, 4)]),
+    "embedding_bag, factors": (
+        lambda w, f: F.embedding_bag(WORDS, w, mode="sum", per_sample_weights=f),
+        [draw(5, 4), draw(2, 3)],
+    ),
+    "embedding, frequencies": (
+        lambda w: F.embedding(WORDS, w, padding_idx=1, scale_grad_by_freq=True),
+        [draw(5, 4)],
+    ),
+    "weight_norm": (lambda v, g: torch._weight_norm(v, g, 1), [draw(4, 3), draw(1, 3)]),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), [X]),
     "max_pool2d, overlapping": (lambda x: F.max_pool2d(x, 3, 1, 1), [X]),
     "matmul, batched": (torch.matmul, [draw(2, 3, 5, 4), draw(3, 4, 2)]),
@@ -65,9 +139,9 @@ def test_value_and_gradients_are_the_true_ones(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_agree_with_finite_differences(name: str) -> None:
     function, inputs = CASES[name]
-    if "padding" in name:
+    if "padding" in name or "frequencies" in name:
         pytest.skip("the gradient of the padding is 0 by definition")
-    if "pool" in name:
+    if "max_" in name:
         inputs = [torch.arange(inputs[0].numel()).view(inputs[0].shape)]  # without near ties
     with exact.mode():
         true_gradients(function, *(x.double() for x in inputs))
@@ -83,7 +157,8 @@ def test_the_layout_in_memory_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in CASES if "whole" not in n and "embed" not in n and "batched" not in n]
+    "name",
+    [n for n in CASES if not any(word in n for word in ("whole", "embed", "batched", "weight_"))],
 )
 def test_an_example_does_not_depend_on_its_batch(name: str) -> None:
     function, (x, *others) = CASES[name]

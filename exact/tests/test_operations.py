@@ -37,6 +37,110 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "relu": torch.relu,
+    "exp2": torch.exp2,
+    "expm1": torch.expm1,
+    "log1p": lambda x: torch.log1p(x.abs()),
+    "log2": lambda x: torch.log2(x.abs() + 0.1),
+    "log10": lambda x: torch.log10(x.abs() + 0.1),
+    "rsqrt": lambda x: torch.rsqrt(x.abs() + 0.1),
+    "sin": lambda x: torch.sin(9 * x),
+    "cos": lambda x: torch.cos(9 * x),
+    "tan": torch.tan,
+    "asin": lambda x: torch.asin(x / 4),
+    "acos": lambda x: torch.acos(x / 4),
+    "atan": torch.atan,
+    "atan2": lambda x: torch.atan2(x, Y.to(x.dtype)),
+    "sinh": torch.sinh,
+    "cosh": torch.cosh,
+    "asinh": torch.asinh,
+    "acosh": lambda x: torch.acosh(x.abs() + 1.1),
+    "atanh": lambda x: torch.atanh(x / 4),
+    "erfc": torch.erfc,
+    "erfinv": lambda x: torch.erfinv(x / 4),
+    "logit": lambda x: torch.logit(torch.sigmoid(x)),
+    "sinc": torch.sinc,
+    "xlogy": lambda x: torch.xlogy(x, Y.to(x.dtype).abs()),
+    "logaddexp": lambda x: torch.logaddexp(x, Y.to(x.dtype)),
+    "hypot": lambda x: torch.hypot(x, Y.to(x.dtype)),
+    "power of a number": lambda x: 1.7**x,
+    "power by a tensor": lambda x: (x.abs() + 0.1) ** Y.to(x.dtype),
+    "power 0.3": lambda x: (x.abs() + 0.1) ** 0.3,
+    "remainder": lambda x: torch.remainder(x, 3.7),
+    "fmod": lambda x: torch.fmod(x, Y.to(x.dtype).abs() + 3),
+    "lerp by a tensor": lambda x: torch.lerp(x, Y.to(x.dtype), Y.to(x.dtype)),
+    "std": lambda x: x.std(0),
+    "var": lambda x: torch.var(x, (0, 1), correction=0),
+    "logsumexp": lambda x: torch.logsumexp(x, 1),
+    "cumsum": lambda x: x.cumsum(0),
+    "cumprod": lambda x: x.cumprod(1),
+    "logcumsumexp": lambda x: x.logcumsumexp(1),
+    "prod": torch.prod,
+    "prod of rows": lambda x: x.prod(1),
+    "norm 1": lambda x: torch.linalg.vector_norm(x, 1, 1),
+    "norm 3": lambda x: torch.linalg.vector_norm(x, 3),
+    "norm inf": lambda x: torch.linalg.vector_norm(x, math.inf, 0),
+    "mv": lambda x: x @ Y.to(x.dtype)[0],
+    "dot": lambda x: torch.dot(x[0], Y.to(x.dtype)[1]),
+    "baddbmm": lambda x: torch.baddbmm(
+        x[:, :2], x.expand(2, 7, 5), x[:5, :2].expand(2, 5, 2), beta=0.3, alpha=2
+    ),
+    "addmv": lambda x: torch.addmv(x[:, 0], x, Y.to(x.dtype)[0], beta=0.5),
+    "addr": lambda x: torch.addr(x, x[:, 0], x[0]),
+    "einsum": lambda x: torch.einsum("ij,kj->ik", x, Y.to(x.dtype)),
+    "bilinear": lambda x: F.bilinear(x, x, Y.to(x.dtype).view(1, 7, 5)[:, :5]),
+    "scatter_reduce mean": lambda x: x.scatter_reduce(
+        0, LABELS.unsqueeze(1).expand(7, 5), x.sin(), "mean"
+    ),
+    "scatter_reduce prod": lambda x: x.scatter_reduce(
+        0, LABELS.unsqueeze(1).expand(7, 5), x.sin(), "prod"
+    ),
+    "scatter_reduce amax": lambda x: x.scatter_reduce(
+        0, LABELS.unsqueeze(1).expand(7, 5), x.sin(), "amax", include_self=False
+    ),
+    "median": lambda x: x.median(0).values,
+    "kthvalue": lambda x: x.kthvalue(2, 0).values,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.3),
+    "elu": lambda x: F.elu(x, 0.7),
+    "selu": F.selu,
+    "celu": lambda x: F.celu(x, 0.7),
+    "silu": F.silu,
+    "mish": F.mish,
+    "softplus": lambda x: F.softplus(x, 3, 2),
+    "logsigmoid": F.logsigmoid,
+    "hardswish": lambda x: F.hardswish(3 * x),
+    "hardsigmoid": lambda x: F.hardsigmoid(3 * x),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.7),
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "tanhshrink": F.tanhshrink,
+    "threshold": lambda x: F.threshold(x, 0.1, 20),
+    "glu": lambda x: F.glu(x[:6], 0),
+    "prelu": lambda x: F.prelu(x, Y.to(x.dtype)[0]),
+    "smooth_l1": lambda x: F.smooth_l1_loss(x, Y.to(x.dtype), beta=0.7),
+    "huber": lambda x: F.huber_loss(x, Y.to(x.dtype), delta=0.7),
+    "soft_margin": lambda x: F.soft_margin_loss(x, Y.to(x.dtype).sign()),
+    "l1": lambda x: F.l1_loss(x, Y.to(x.dtype), reduction="sum"),
+    "bce": lambda x: F.binary_cross_entropy(x.sigmoid(), Y.to(x.dtype).sigmoid()),
+    "bce, weights": lambda x: F.binary_cross_entropy(
+        x.sigmoid(), (Y > 0).to(x.dtype), WEIGHT.to(x.dtype), reduction="none"
+    ),
+    "bce with logits": lambda x: F.binary_cross_entropy_with_logits(
+        x, Y.to(x.dtype).sigmoid(), pos_weight=WEIGHT.to(x.dtype)
+    ),
+    "multi_margin": lambda x: F.multi_margin_loss(x, LABELS, p=2, weight=WEIGHT.to(x.dtype)),
+    "multilabel_margin": lambda x: F.multilabel_margin_loss(
+        x, torch.tensor([0, 3, -1, 1, 2]).expand(7, 5)
+    ),
+    "kl_div": lambda x: F.kl_div(x, Y.to(x.dtype).softmax(1), reduction="batchmean"),
+    "poisson_nll": lambda x: F.poisson_nll_loss(x, Y.to(x.dtype).abs(), full=True),
+    "gaussian_nll": lambda x: F.gaussian_nll_loss(x, Y.to(x.dtype), x.abs() + 0.1),
+    "cosine_embedding": lambda x: F.cosine_embedding_loss(
+        x, Y.to(x.dtype), torch.ones(7, dtype=x.dtype)
+    ),
+    "triplet_margin": lambda x: F.triplet_margin_loss(x, Y.to(x.dtype), x.flip(0), margin=3),
+    "cross_entropy of images": lambda x: F.cross_entropy(
+        x.reshape(1, 5, 7, 1), LABELS.view(1, 7, 1), WEIGHT.to(x.dtype)
+    ),
     "square": torch.square,
     "cube": lambda x: x**3,
     "power 16": lambda x: x**16,
@@ -133,6 +237,18 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer_norm": lambda x: F.layer_norm(x, x.shape[1:]).amax(1),
     "product": lambda x: x @ x.t(),
     "mse_loss": lambda x: F.mse_loss(x, 0 * x),
+    "var": lambda x: x.var(1),
+    "logsumexp": lambda x: x.logsumexp(1),
+    "prod": lambda x: x.sign().mul(x.abs() ** (1 / x.shape[1])).prod(1),
+    "norm 3": lambda x: torch.linalg.vector_norm(x / 1e15, 3, 1),
+    "mean pooling": lambda x: F.avg_pool1d(x.unsqueeze(1), x.shape[1]),
+    "batch_norm": lambda x: F.batch_norm(torch.cat([x, x], 1).t(), None, None, training=True).amax(
+        0
+    ),
+    "dot": lambda x: torch.dot(x[0], x[0]),
+    "scatter mean": lambda x: torch.zeros(3, 1).scatter_reduce(
+        1, torch.zeros_like(x, dtype=torch.int64), x, "mean"
+    ),
 }
 
 

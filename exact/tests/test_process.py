@@ -59,7 +59,7 @@ outer.__exit__(None, None, None)
 report("after threads:")
 try:
     with exact.mode():
-        torch.cumsum(torch.ones(3), 0)
+        torch.digamma(torch.ones(3))
 except exact.NotExactError:
     report("after an error:")
 """
@@ -90,7 +90,7 @@ def test_what_another_library_has_wrapped_in_the_meantime_is_left_to_it(
         monkeypatch.setattr(threading.Thread, "start", wrapped)
     assert threading.Thread.start is wrapped
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(torch.cumsum, W, 0).result()
+        pool.submit(torch.digamma, W).result()
 
 
 def test_compiled_code_runs_uncompiled_and_implementations_are_left_alone() -> None:
@@ -133,8 +133,8 @@ def test_threads_that_are_started_in_a_block_are_in_it() -> None:
             assert torch.equal(computed_by(pool), native)  # the control: an older thread
     with exact.mode(seed=1), ThreadPoolExecutor(1) as pool:
         assert torch.equal(computed_by(pool), exactly)
-        with pytest.raises(exact.NotExactError, match=r"aten\.cumsum"):
-            pool.submit(lambda: W.cumsum(0)).result()
+        with pytest.raises(exact.NotExactError, match=r"aten\.digamma"):
+            pool.submit(lambda: W.digamma()).result()
         # Whose turn it is to draw would be a matter of time.
         with pytest.raises(exact.NotExactError, match="seed"):
             pool.submit(torch.rand, 3).result()
@@ -147,11 +147,11 @@ def test_an_optimiser_in_a_thread_outside_the_block_is_left_alone() -> None:
     def step() -> None:
         parameter = nn.Parameter(torch.ones(3))
         parameter.grad = torch.ones(3)
-        optim.Adamax([parameter]).step()
+        optim.Adafactor([parameter]).step()
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(step).result()
         with exact.mode():
             pool.submit(step).result()
-            with pytest.raises(exact.NotExactError, match="Adamax"):  # the control
+            with pytest.raises(exact.NotExactError, match="Adafactor"):  # the control
                 step()
