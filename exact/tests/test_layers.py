@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "max_pool3d": (lambda x: F.max_pool3d(x, 2, 1), [X]),
     "lp_pool2d": (lambda x: F.lp_pool2d(x.abs() + 1, 3, 2), [X]),
     "max_unpool2d": (
-        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2]),
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]),
         [X],
     ),
     "pad, reflect": (lambda x: F.pad(x, (2, 1, 3, 0), "reflect"), [X]),
@@ -169,6 +169,40 @@ def test_an_example_does_not_depend_on_its_batch(name: str) -> None:
         else:
             together, alone = function(x, *others), [function(y, *others) for y in x.split(1)]
     assert bits([together]) == bits([torch.cat(alone)])
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_keeps_the_statistics_of_pytorch(momentum: float | None, affine: bool) -> None:
+    def trained(dtype: torch.dtype) -> list[Tensor]:
+        layer = nn.BatchNorm2d(4, momentum=momentum, affine=affine, dtype=dtype)
+        for batch in X.to(dtype).split(1):
+            layer(batch)
+        return [*layer.buffers(), layer.eval()(X.to(dtype)).detach()]
+
+    with exact.mode():
+        ours = trained(torch.float32)
+    for own, true in zip(ours, trained(torch.float64), strict=True):
+        torch.testing.assert_close(own.double(), true.double(), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(ours[0], torch.zeros(4))  # the control
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_of_packed_sequences_are_those_of_float64(kind: type[nn.Module]) -> None:
+    layer = kind(4, 3, num_layers=2, bidirectional=True, batch_first=True)
+    lengths = torch.tensor([6, 2, 5])
+
+    def outputs(layer: nn.Module, x: Tensor) -> list[Tensor]:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+        y = nn.utils.rnn.pad_packed_sequence(layer(packed)[0], True)[0]
+        gradients = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+        return [y.detach(), *gradients]
+
+    x = draw(3, 6, 4)
+    with exact.mode():
+        ours = outputs(layer, x)
+    for own, true in zip(ours, outputs(layer.double(), x.double()), strict=True):
+        torch.testing.assert_close(own.double(), true, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)

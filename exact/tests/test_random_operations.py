@@ -1,5 +1,6 @@
 """PyTorch's random operations under the mode follow from the seed, and are well distributed."""
 
+import math
 from collections.abc import Callable
 from threading import Thread
 
@@ -232,3 +233,42 @@ def test_a_data_loader_shuffles_as_the_seed_says() -> None:
 
     assert sorted(order(1)) == list(range(50))
     assert order(1) == order(1) != order(2)
+
+
+P = torch.tensor([0.1, 0.0, 0.6, 0.3])
+DISTRIBUTIONS: dict[str, tuple[Callable[[int], Tensor], float, float]] = {
+    "exponential": (lambda n: torch.empty(n).exponential_(2), 0.5, 0.25),
+    "geometric": (lambda n: torch.empty(n).geometric_(0.25), 4, 12),
+    "normal": (lambda n: torch.normal(torch.ones(n), torch.full((n,), 2.0)), 1, 4),
+    "normal of a size": (lambda n: torch.normal(1.0, 2.0, (n,)), 1, 4),
+    "multinomial": (lambda n: torch.multinomial(P, n, replacement=True).float(), 2.1, 0.69),
+    "first of multinomial": (
+        lambda n: torch.multinomial(P.expand(n, 4), 2)[:, 0].float(), 2.1, 0.69,
+    ),
+    "random": (lambda n: torch.empty(n).random_(2, 6), 3.5, 1.25),
+    "randint_like": (lambda n: torch.randint_like(torch.empty(n), 2, 6), 3.5, 1.25),
+    "rrelu": (lambda n: nn.functional.rrelu(-torch.ones(n), 0.2, 0.4, True), -0.3, 0.04 / 12),
+    "categorical": (lambda n: torch.distributions.Categorical(P).sample((n,)).float(), 2.1, 0.69),
+    "rsample": (lambda n: torch.distributions.Normal(1.0, 2.0).rsample((n,)), 1, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_moments_are_those_of_the_distribution(name: str) -> None:
+    draw, mean, variance = DISTRIBUTIONS[name]
+    n = 20_000
+    with exact.mode(seed=5):
+        x, other = draw(n), draw(n)
+    with exact.mode(seed=5):
+        assert torch.equal(draw(n), x)
+    assert not torch.equal(x, other)
+    assert float(x.mean()) == pytest.approx(mean, abs=5 * math.sqrt(variance / n))
+    assert float(x.var()) == pytest.approx(variance, rel=0.1)
+
+
+def test_multinomial_never_takes_what_has_no_weight_nor_one_twice() -> None:
+    with exact.mode(seed=1):
+        several = torch.multinomial(P.expand(500, 4), 3)
+        repeated = torch.multinomial(P, 5000, replacement=True)
+    assert sorted(set(repeated.tolist())) == [0, 2, 3]
+    assert (several.sort(1).values == torch.tensor([0, 2, 3])).all()
