@@ -68,12 +68,14 @@ def inverse_normal_cdf(q: Tensor, tail: Tensor) -> Tensor:
     AS 241 (Applied Statistics 37, 1988), which is right to about 16 digits.
     """
     r = 0.180625 - q * q
-    centre = q * (polynomial(r, _A) / polynomial(r, _B))  # where |q| <= 0.425
-    t = sqrt(-log(tail))
+    result = q * (polynomial(r, _A) / polynomial(r, _B))  # where |q| <= 0.425
+    outside = q.abs() > 0.425
+    t = sqrt(-log(tail[outside]))
     near = polynomial(t - 1.6, _C) / polynomial(t - 1.6, _D)  # where t <= 5
     far = polynomial(t - 5, _E) / polynomial(t - 5, _F)
     outer = torch.where(t <= 5, near, far)
-    return torch.where(q.abs() <= 0.425, centre, torch.where(q < 0, -outer, outer))
+    result[outside] = torch.where(q[outside] < 0, -outer, outer)
+    return result
 
 
 _A = (

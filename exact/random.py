@@ -21,12 +21,14 @@ from exact.normal import inverse_normal_cdf
 __all__ = ["integers", "normal", "permutation", "uniform"]
 
 _MASK = 0xFFFFFFFF
+_CHUNK = 2**13  # at a time, so that intermediate results fit into caches
 
 
 def uniform(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:
     """Numbers of [0, 1) in float64, each a multiple of 2^-53."""
     high, low = _words(2 * math.prod(shape), seed, purpose, *counters).view(-1, 2).unbind(1)
-    return ((high >> 5) * 2**26 + (low >> 6)).double().mul(2.0**-53).view(shape)
+    bits = (high >> 5).mul_(2**26).add_(low >> 6)
+    return bits.double().mul_(2.0**-53).view(shape)
 
 
 def normal(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:
@@ -35,9 +37,10 @@ def normal(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> T
     The inverse of the distribution function at the centres of 2^52 equal steps of (0, 1).
     """
     high, low = _words(2 * math.prod(shape), seed, purpose, *counters).view(-1, 2).unbind(1)
-    steps = (high >> 6) * 2**26 + (low >> 6)  # 0 … 2^52 - 1
-    u = (2 * steps + 1).double().mul(2.0**-53)
-    return inverse_normal_cdf(u - 0.5, torch.minimum(u, 1 - u)).view(shape)
+    steps = (high >> 6).mul_(2**26).add_(low >> 6)  # 0 … 2^52 - 1
+    u = steps.mul_(2).add_(1).double().mul_(2.0**-53)
+    parts = [inverse_normal_cdf(v - 0.5, torch.minimum(v, 1 - v)) for v in u.split(_CHUNK)]
+    return torch.cat(parts).view(shape)
 
 
 def permutation(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
@@ -48,17 +51,22 @@ def permutation(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
 def integers(shape: tuple[int, ...], seed: int, purpose: str, *counters: int) -> Tensor:
     """Integers of [0, 2^63), int64."""
     high, low = _words(2 * math.prod(shape), seed, purpose, *counters).view(-1, 2).unbind(1)
-    return ((high << 31) | (low >> 1)).view(shape)
+    return (high << 31).bitwise_or_(low >> 1).view(shape)
 
 
 def _words(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
     """Random words of 32 bits, as int64 (n,): block i is Philox of counter i."""
     name = "/".join([str(seed), purpose, *map(str, counters)])
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    block = torch.arange((n + 3) // 4)
-    zero = torch.zeros_like(block)
-    words = _philox((block & _MASK, block >> 32, zero, zero), (key & _MASK, key >> 32))
-    return torch.stack(words, 1).flatten()[:n]
+    blocks = (n + 3) // 4
+    words = torch.empty((blocks, 4), dtype=torch.int64)
+    for start in range(0, blocks, _CHUNK):
+        block = torch.arange(start, min(start + _CHUNK, blocks))
+        zero = torch.zeros_like(block)
+        counter = (block & _MASK, block >> 32, zero, zero)
+        columns = _philox(counter, (key & _MASK, key >> 32))
+        torch.stack(columns, 1, out=words[start : start + _CHUNK])
+    return words.flatten()[:n]
 
 
 def _philox(
@@ -67,14 +75,11 @@ def _philox(
     """Ten rounds on four words of 32 bits, each held in an int64."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
-        # The products may reach 2^64: int64 wraps, and the mask below drops the
-        # copies of the sign bit, so the two halves are those of the unsigned product.
+        # The products may reach 2^64: int64 wraps, and the masks drop the copies of the sign
+        # bit, so the two halves are those of the unsigned product.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
+        c0 = (p1 >> 32).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(k0)
+        c2 = (p0 >> 32).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(k1)
+        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
     return c0, c1, c2, c3
