@@ -30,6 +30,8 @@ def _scatter(
     combine: Callable[[Tensor, Tensor, Tensor], Tensor],
     x: Tensor, dim: int, index: Tensor, source: Tensor,
 ) -> Tensor:  # fmt: skip
+    if not index.numel():
+        return x.clone()  # whatever the shapes are
     if not x.dim():
         return combine(x, index, source)
     if not index.dim():
