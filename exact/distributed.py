@@ -227,6 +227,8 @@ def _sum(call: Local, x: DTensor, dims: Any = None, *args: Any, **kwargs: Any) -
 def _norm(
     call: Local, x: DTensor, order: float = 2, dims: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
+    if math.isinf(order):
+        return _extreme(call, x, dims)
     return _reduce(call, x, dims, x, order, dims, *args, **kwargs)
 
 
@@ -298,6 +300,37 @@ def _layer_norm_backward(
     if of_weight or of_bias:
         terms = x.numel() // math.prod(shape)
         grads[1:] = _over_all(call, x.device_mesh, terms, *args, [False, of_weight, of_bias])[1:]
+    return tuple(grads)
+
+
+@_form("max_pool3d_with_indices", "adaptive_max_pool3d")
+def _needs_an_example(call: Local, x: DTensor, *args: Any) -> Any:
+    raise _RefusalError("PyTorch's implementation fails on a worker without examples")
+
+
+@_form("native_group_norm")
+def _group_norm(
+    call: Local, x: DTensor, weight: DTensor | None, bias: DTensor | None, n: int, *args: Any
+) -> Any:
+    _require_examples(x, (weight, bias))
+    return tuple(_divided(y, x) for y in call(x, weight, bias, len(_local(x)), *args))
+
+
+@_form("native_group_norm_backward")
+def _group_norm_backward(
+    call: Local, grad: DTensor, x: DTensor, mean: DTensor, rstd: DTensor, weight: DTensor | None,
+    n: int, channels: int, size: int, groups: int, mask: list[bool],
+) -> Any:  # fmt: skip
+    _require_examples(x, (weight,))
+    args = [_divide(grad, 0), x, _divide(mean, 0), _divide(rstd, 0), weight]
+    args += [len(_local(x)), channels, size, groups]
+    of_x, of_weight, of_bias = mask
+    grads: list[DTensor | None] = [None, None, None]
+    if of_x:
+        grads[0] = _divided(call(*args, [True, False, False])[0], x)
+    if of_weight or of_bias:
+        mask = [False, of_weight, of_bias]
+        grads[1:] = _over_all(call, x.device_mesh, n * size, *args, mask)[1:]
     return tuple(grads)
 
 

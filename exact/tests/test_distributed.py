@@ -72,12 +72,49 @@ CASES: dict[str, Case] = {
     "difference from the reverse": (lambda x: x.flip(0) - x, [X], 1),
 }
 REFUSED = {  # and by which operation
+    "prod": "aten.prod.default",
+    "norm inf": "aten.linalg_vector_norm.default",
+    "addr": "aten.mv.default",
+    "bilinear": "aten._trilinear.default",
+    **dict.fromkeys(
+        ("scatter_reduce mean", "scatter_reduce prod", "scatter_reduce amax"),
+        "aten.scatter_reduce.two",
+    ),
+    "logsigmoid": "aten.log_sigmoid_forward.default",
+    **{
+        name: f"aten.{name}_backward.default"
+        for name in ("hardswish", "hardsigmoid", "hardtanh", "hardshrink", "softshrink")
+    },
+    "prelu": "aten._prelu_kernel_backward.default",
+    "smooth_l1": "aten.smooth_l1_loss.default",
+    "huber": "aten.huber_loss.default",
+    "soft_margin": "aten.soft_margin_loss.default",
+    "bce": "aten.binary_cross_entropy.default",
+    "bce with logits": "aten.binary_cross_entropy_with_logits.default",
+    "multi_margin": "aten.multi_margin_loss.default",
+    "multilabel_margin": "aten.multilabel_margin_loss_forward.default",
+    "gaussian_nll": "aten.any.default",
+    "cross_entropy of images": "aten.view.default",
     "cross_entropy, sum": "aten.nll_loss_forward.default",  # of labels that are no DTensor
     "mse_loss": "aten.mse_loss.default",
     "mse_loss, sum": "aten.mse_loss.default",
-    "largest of columns": "aten.amax.default",
     "layer_norm, whole": "aten.native_layer_norm.default",
+    "local_response_norm": "aten.avg_pool3d_backward.default",
+    "avg_pool1d": "aten.avg_pool2d_backward.default",
+    "avg_pool2d": "aten.avg_pool2d_backward.default",
+    "avg_pool2d, divisor": "aten.avg_pool2d_backward.default",
+    "avg_pool3d": "aten.avg_pool3d_backward.default",
+    "lp_pool2d": "aten.avg_pool2d_backward.default",
+    "adaptive_avg_pool3d": "aten._adaptive_avg_pool3d_backward.default",
+    "adaptive_max_pool2d": "aten.adaptive_max_pool2d_backward.default",
+    "max_pool3d": "aten.max_pool3d_with_indices.default",
+    "pad, reflect": "aten.reflection_pad2d.default",
+    "pad, replicate": "aten.replication_pad2d.default",
+    "unfold": "aten.im2col.default",
+    "fold": "aten.col2im.default",
+    "weight_norm": "aten._weight_norm_interface_backward.default",
     "matmul, batched": "aten.view.default",
+    "largest of columns": "aten.amax.default",
 }
 
 
@@ -106,7 +143,9 @@ def compare(mesh: DeviceMesh) -> dict[str, str]:
 @pytest.mark.parametrize("n", [3, 5])
 def test_each_operation_has_the_same_bits_or_is_refused(n: int) -> None:
     first, *others = on_workers(compare, n)
-    assert {name: what for name, what in first.items() if what} == REFUSED
+    # Its three examples cannot be divided evenly between five.
+    uneven = {"instance_norm": "aten.view.default"} if n == 5 else {}
+    assert {name: what for name, what in first.items() if what} == REFUSED | uneven
     assert all(other == first for other in others)
 
 
