@@ -322,8 +322,8 @@ def _group_norm_backward(
     n: int, channels: int, size: int, groups: int, mask: list[bool],
 ) -> Any:  # fmt: skip
     _require_examples(x, (weight,))
-    args = [_divide(grad, 0), x, _divide(mean, 0), _divide(rstd, 0), weight]
-    args += [len(_local(x)), channels, size, groups]
+    tensors = _divide(grad, 0), x, _divide(mean, 0), _divide(rstd, 0), weight
+    args = (*tensors, len(_local(x)), channels, size, groups)
     of_x, of_weight, of_bias = mask
     grads: list[DTensor | None] = [None, None, None]
     if of_x:

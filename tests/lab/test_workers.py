@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lab.workers import Group
 from tests.lab.trainings import train
 
 SIZES = (4, 7, 22)  # of a batch; the last batches of an epoch have 2, 1 and 22 examples
-CHANGES = {
+CHANGES: dict[str, Any] = {
     "optimizer": {"name": "adam", "weight_decay": 0.01},
     "label_smoothing": 0.1,
     "weight_averaging": 0.9,
