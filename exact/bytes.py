@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["from_bytes", "propagate_bytes", "signed_bytes"]
+__all__ = ["from_bytes", "mark_bytes", "propagate_bytes", "signed_bytes"]
 
 # Of each marked tensor its bytes, and its version then. Beside it and not its attribute, as
 # a copy takes attributes along and counts its versions anew.
 _MARKS = WeakTensorKeyDictionary()
+_MARKED = "_exact_marked"  # an attribute of all that are, and of their copies
 
 
 def from_bytes(x: Tensor) -> Tensor:
     """Convert uint8 (…) to the numbers x / 256 in [0, 1), float32 (…), marked with their bytes.
 
-    Indexing under the mode passes the mark on; a transposed view keeps it; a copy loses it.
+    Indexing under the mode passes the mark on; a view with all numbers keeps it; a copy loses it.
     Without it a product is the same, but slower. A change by PyTorch ends it; one
     through `.numpy()` or `.data` is not noticed, so make none.
     Raises TypeError for other types than uint8.
@@ -37,27 +38,42 @@ def propagate_bytes(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def signed_bytes(x: Tensor) -> Tensor | None:
-    """The bytes that x, or the matrix that it is the transpose of, is marked with, less 128.
+    """The bytes that x, or the tensor that it is a view of all of, is marked with, less 128.
 
-    None without a mark, and where x has changed since: views count their versions together.
+    The view has another shape, as of flattened images, or is the transpose of one. None without a
+    mark, and where x has changed since: views count their versions together.
     """
-    bytes_, version = _MARKS.get(x, (None, 0))
+    bytes_, version = _mark(x)
     base = x._base
-    if bytes_ is None and base is not None and _is_transpose(x, base):
-        bytes_, version = _MARKS.get(base, (None, 0))
-        bytes_ = None if bytes_ is None else bytes_.t()
+    if bytes_ is None and base is not None and hasattr(base, _MARKED) and _is_whole(x, base):
+        bytes_, version = _mark(base)
+        if bytes_ is not None:
+            turned = not x.is_contiguous()
+            bytes_ = bytes_.reshape(x.shape[::-1]).t() if turned else bytes_.reshape(x.shape)
     return None if bytes_ is None or version != x._version else bytes_
 
 
 def _from_signed(bytes_: Tensor) -> Tensor:
-    x = bytes_.float().add_(128).mul_(1 / 256)
+    return mark_bytes(bytes_.float().add_(128).mul_(1 / 256), bytes_)
+
+
+def _mark(x: Tensor) -> tuple[Tensor | None, int]:
+    # A search in such a dictionary takes longer than a small operation.
+    return _MARKS.get(x, (None, 0)) if hasattr(x, _MARKED) else (None, 0)
+
+
+def mark_bytes(x: Tensor, bytes_: Tensor) -> Tensor:
+    """Mark x, which is (bytes_ + 128) / 256, with its bytes less 128."""
     if not x.is_inference():  # whose changes are not counted
         _MARKS[x] = (bytes_, x._version)
+        setattr(x, _MARKED, True)
     return x
 
 
-def _is_transpose(x: Tensor, base: Tensor) -> bool:
+def _is_whole(x: Tensor, base: Tensor) -> bool:
+    """Whether x has all numbers of the base in their order, or is the transpose of such a view."""
     return bool(
-        x.dim() == 2 and x.dtype == base.dtype and x.shape == base.shape[::-1]
-        and x.stride() == base.stride()[::-1] and x.storage_offset() == base.storage_offset()
+        base.is_contiguous() and x.numel() == base.numel() and x.dtype == base.dtype
+        and x.storage_offset() == base.storage_offset()
+        and (x.is_contiguous() or (x.dim() == 2 and x.stride() == (1, x.shape[0])))
     )  # fmt: skip

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from exact import machine, registry
 from exact.errors import NotExactError
+from exact.recording import Recording
 
 __all__ = ["ExactMode", "active"]
 
@@ -51,6 +52,7 @@ class ExactMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.table = registry.UNSEEDED
         self.depth = 0  # of nested blocks
+        self.recording: Recording | None = None  # of the step that `compile` records
         self._accepted: set[tuple[torch.dtype, torch.device]] = set()  # of results
         self._dense: set[tuple[torch.dtype, torch.layout]] = set()  # of operands
 
@@ -69,6 +71,8 @@ class ExactMode(TorchDispatchMode):
                 if kind.__module__.startswith("torch.distributed."):
                     from exact import distributed  # only here: it loads much of PyTorch
 
+                    if self.recording is not None:
+                        self.recording.shared = True
                     return distributed.dispatch(self, func, args, kwargs or {})
                 raise NotExactError(
                     f"{func} of {kind.__name__}, a subclass with a __torch_dispatch__ of its own:"
@@ -80,12 +84,21 @@ class ExactMode(TorchDispatchMode):
         for x in args:
             if isinstance(x, Tensor) and (x.dtype, x.layout) not in self._dense:
                 self._require_dense_and_real(func, x)
+        if self.recording is not None:
+            self.recording.before(func, args, kwargs or {})
         result = implementation(*args, **(kwargs or {}))
         changed = args[0] if result is None and args else result  # in-place updates return nothing
         for x in changed if isinstance(changed, (list, tuple)) else (changed,):
             if isinstance(x, Tensor) and (x.dtype, x.device) not in self._accepted:
                 self._require_exact_dtype(func, x)
+        if self.recording is not None:
+            self.recording.add(func, args, kwargs or {}, result)
         return result
+
+    @property
+    def seeded(self) -> bool:
+        """Whether PyTorch's generator may be drawn from."""
+        return self.table is registry.SEEDED
 
     def _decompose(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self:

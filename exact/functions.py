@@ -10,22 +10,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "cos",
-    "exp",
-    "exp2",
-    "exp_normal",
-    "expm1",
-    "ldexp",
-    "log",
-    "log1p",
-    "log2",
-    "log10",
-    "log_normal",
-    "polynomial",
-    "pow",
-    "power",
-    "sigmoid",
-    "sqrt",
+    "ARTANH_SERIES", "EXP_SERIES", "cos", "exp", "exp2", "exp_normal", "expm1", "ldexp", "log",
+    "log1p", "log2", "log10", "log_normal", "polynomial", "pow", "power", "sigmoid", "sqrt",
 ]  # fmt: skip
 
 _LOG2_E = 1.4426950408889634
@@ -44,7 +30,7 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     return result
 
 
-_EXP = tuple(1 / math.factorial(n) for n in range(14))
+EXP_SERIES = tuple(1 / math.factorial(n) for n in range(14))
 
 
 def exp(x: Tensor) -> Tensor:
@@ -66,7 +52,7 @@ def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     k = (x * _LOG2_E).round_()
     r = (x - k * _LN2_HIGH).sub_(k * _LN2_LOW)
-    return polynomial(r, _EXP), k.long()
+    return polynomial(r, EXP_SERIES), k.long()
 
 
 def ldexp(x: Tensor, k: Tensor) -> Tensor:
@@ -79,7 +65,7 @@ def _power_of_two(k: Tensor) -> Tensor:
     return ((k + 1023) << 52).view(torch.float64)
 
 
-_ARTANH = tuple(1 / (2 * n + 1) for n in range(12))
+ARTANH_SERIES = tuple(1 / (2 * n + 1) for n in range(12))
 
 
 def log(x: Tensor) -> Tensor:
@@ -102,7 +88,7 @@ def log_normal(x: Tensor, shift: Tensor | None = None) -> Tensor:
     m = (bits - (e << 52)).view(torch.float64)
     s = (m - 1).div_(m + 1)  # |s| < 0.1716
     k = e.double() if shift is None else e.double().sub_(shift)
-    series = polynomial(s * s, _ARTANH).mul_(s).mul_(2)
+    series = polynomial(s * s, ARTANH_SERIES).mul_(s).mul_(2)
     return (k * _LN2_HIGH).add_(series.add_(k * _LN2_LOW))
 
 
@@ -124,21 +110,21 @@ def log1p(x: Tensor) -> Tensor:
     x = x.double()
     near = (x > -0.29) & (x < 0.41)
     s = torch.where(near, x / (x + 2), 0.0)  # |s| < 0.1716, as above
-    return torch.where(near, polynomial(s * s, _ARTANH).mul_(s).mul_(2), log(x + 1))
+    return torch.where(near, polynomial(s * s, ARTANH_SERIES).mul_(s).mul_(2), log(x + 1))
 
 
 def exp2(x: Tensor) -> Tensor:
     """2^x in float64, without error for integers."""
     x = x.double().clamp(-1100, 1100)
     k = x.round()
-    return ldexp(polynomial((x - k).mul_(_LN2), _EXP), k.long())
+    return ldexp(polynomial((x - k).mul_(_LN2), EXP_SERIES), k.long())
 
 
 def expm1(x: Tensor) -> Tensor:
     """e^x - 1 in float64, by its series near 0."""
     x = x.double()
     near = x.clamp(-0.35, 0.35)
-    return torch.where(near == x, polynomial(near, _EXP[1:]).mul_(near), exp(x) - 1)
+    return torch.where(near == x, polynomial(near, EXP_SERIES[1:]).mul_(near), exp(x) - 1)
 
 
 def sqrt(x: Tensor) -> Tensor:

@@ -166,8 +166,18 @@ def optimizer_hooks() -> Iterator[None]:
 
         return guarded
 
-    before = register_optimizer_step_pre_hook(within(optimizers.before_step))
-    after = register_optimizer_step_post_hook(within(optimizers.after_step))
+    def begin(optimizer: Any, args: Any, kwargs: Any) -> None:
+        optimizers.before_step(optimizer, args, kwargs)
+        if (mode := active()) and mode.recording:
+            mode.recording.begin_update(optimizer, closure=len(args) > 1 or bool(kwargs))
+
+    def end(optimizer: Any, args: Any, kwargs: Any) -> None:
+        optimizers.after_step(optimizer, args, kwargs)
+        if (mode := active()) and mode.recording:
+            mode.recording.end_update()
+
+    before = register_optimizer_step_pre_hook(within(begin))
+    after = register_optimizer_step_post_hook(within(end))
     with before, after:
         yield
 

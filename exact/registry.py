@@ -36,9 +36,9 @@ def implements(*names: str, random: bool = False) -> Callable[[_Function], _Func
 
     def decorate(function: _Function) -> _Function:
         for name in names:
-            register(_operation(name), function)
+            register(named(name), function)
             if random:
-                _RANDOM.add(_operation(name))
+                _RANDOM.add(named(name))
         return function
 
     return decorate
@@ -83,7 +83,8 @@ def _overloads(name: str) -> list[Any]:
     ]
 
 
-def _operation(name: str) -> Any:
+def named(name: str) -> Any:
+    """The operation of this name, as "exp" or "add.Tensor". Raises ValueError if there is none."""
     packet, _, overload = name.partition(".")
     known = {operation._overloadname: operation for operation in _overloads(packet)}
     if (overload or "default") not in known:

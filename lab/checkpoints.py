@@ -84,7 +84,8 @@ def find(model: str, params: Params, device: torch.device) -> Checkpoint:
 def key(model: str, params: Params, device: torch.device) -> str:
     """A sha256 over parameters, code, data, PyTorch's release, and for native the machine."""
     data = schema.folder(params.models[model].data)
-    read = [path for folder in workspace.CODE for path in Path(folder).rglob("*.py")]
+    code = [path for folder in workspace.CODE for path in Path(folder).rglob("*")]
+    read = [path for path in code if path.suffix in (".py", ".c")]
     read += [path for path in data.rglob("*") if path.is_file()]
     native = params.arithmetic == "native"
     workers = int(os.environ.get("WORLD_SIZE", "1"))

@@ -102,7 +102,7 @@ class Classification:
 
     def measure(self, outputs: "Tensor", targets: "Tensor") -> dict[str, float]:
         """The mean loss and the accuracy."""
-        accuracy = correct(outputs, targets) / len(targets)
+        accuracy = int(correct(outputs, targets)) / len(targets)
         return {"loss": _mean(self.losses(outputs, targets)), "accuracy": accuracy}
 
     def evaluate(self, outputs: "Tensor", test: "Examples") -> Evaluation:
@@ -134,9 +134,9 @@ class Classification:
 Task = Regression | Classification
 
 
-def correct(outputs: "Tensor", targets: "Tensor") -> int:
-    """The number of examples whose largest output is that of their class."""
-    return int((outputs.argmax(1) == targets).sum())
+def correct(outputs: "Tensor", targets: "Tensor") -> "Tensor":
+    """The number of examples whose largest output is that of their class, int64 ()."""
+    return (outputs.argmax(1) == targets).sum()
 
 
 def _share(part: int, whole: int) -> float | None:

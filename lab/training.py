@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from tqdm import tqdm
 
+import exact
 from exact import random
 from lab.common.files import InputError
 from lab.datasets import Examples
@@ -150,11 +151,34 @@ def train(
     if decay := settings.weight_averaging:
         average = AveragedModel(network, avg_fn=get_ema_avg_fn(decay))
     evaluated = model._replace(network=average.module) if average else model
+    forward = group.replicated(network) if group else network
+
+    def take_step(batch: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor | int]:
+        """Update the weights; return the mean loss, and the number of correct predictions."""
+        mine = group.part(batch) if group else batch
+        features = train.features.index_select(0, mine)  # several times as fast as [mine]
+        targets = train.targets.index_select(0, mine)
+        if numbers is not None:
+            features = augment(features, settings, numbers.index_select(0, mine))
+        if group:
+            features, targets = (group.divided(x, len(batch)) for x in (features, targets))
+        outputs = forward(features)
+        if isinstance(task, Classification):
+            losses = task.losses(outputs, targets, settings.label_smoothing)
+        else:
+            losses = task.losses(outputs, targets)
+        loss = losses.mean()  # over the size of this batch
+        network.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss, correct(outputs, targets) if classify else 0
+
+    if not group:  # whose tensors are of a kind that only the mode computes
+        take_step = exact.compile(take_step)
     at = TrainState()
     if checkpoint and checkpoint.saved:
         at = _restore(checkpoint.saved, network, optimizer, schedule, average)
 
-    forward = group.replicated(network) if group else network
     # No bar where standard error is a file or a pipe, and one for all workers.
     hidden = True if group and group.rank else None
     progress = tqdm(
@@ -164,26 +188,12 @@ def train(
         while at.epoch <= settings.epochs:
             network.train()
             batches = minibatches(n, settings.batch_size, seed, at.epoch, train.targets.device)
+            numbers = None
             if augmented:
                 numbers = random.integers((n, 3), seed, "augmentation", at.epoch)
                 numbers = numbers.to(train.features.device)
             for batch in itertools.islice(batches, at.step, None):
-                mine = group.part(batch) if group else batch
-                features = train.features.index_select(0, mine)  # several times as fast as [mine]
-                targets = train.targets.index_select(0, mine)
-                if augmented:
-                    features = augment(features, settings, numbers.index_select(0, mine))
-                if group:
-                    features, targets = (group.divided(x, len(batch)) for x in (features, targets))
-                outputs = forward(features)
-                if isinstance(task, Classification):
-                    losses = task.losses(outputs, targets, settings.label_smoothing)
-                else:
-                    losses = task.losses(outputs, targets)
-                loss = losses.mean()  # over the size of this batch
-                network.zero_grad()
-                loss.backward()
-                optimizer.step()
+                loss, right = take_step(batch, numbers)
                 schedule.step()
                 if average:
                     average.update_parameters(network)
@@ -193,8 +203,7 @@ def train(
                 at.step += 1
                 at.examples += len(batch)
                 at.loss_sum += value * len(batch)
-                if classify:
-                    at.correct += correct(outputs, targets)
+                at.correct += int(right)
                 if at.step % NORM_EVERY == 1:
                     for name, layer in watched.items():
                         at.norms.setdefault(name, []).append(_gradient_norm(layer))

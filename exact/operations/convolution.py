@@ -87,7 +87,8 @@ def _weight_gradient(
     patches = _cropped(patches, grad).flatten(3)
     g = grad.reshape(len(x), groups, len(weight) // groups, patches.shape[-1])
     g = g.permute(1, 2, 0, 3).flatten(2)  # (G, O/G, N · L)
-    product = products.matmul(g, patches.permute(1, 0, 3, 2).flatten(1, 2))  # (G, O/G, K)
+    rows = patches.permute(1, 2, 0, 3).flatten(2)  # (G, K, N · L)
+    product = products.matmul(g, rows.mT)  # (G, O/G, K)
     return product.view(weight.shape)
 
 

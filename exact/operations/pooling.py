@@ -33,6 +33,10 @@ def _max_pool2d_backward(
     grad: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool,
     indices: Tensor,
 ) -> Tensor:  # fmt: skip
+    kernel, stride, dilation = (_expanded(z, 2) for z in (kernel, stride or kernel, dilation))
+    if dilation == [1, 1] and all(s >= k for s, k in zip(stride, kernel, strict=True)):
+        flat = x.new_zeros(x.shape).flatten(-2)  # windows that do not overlap need no sums
+        return flat.scatter_(-1, indices.flatten(-2), grad.flatten(-2)).add_(0.0).view(x.shape)
     return _scatter_to_maxima(grad, x, indices, 2)
 
 

@@ -60,7 +60,8 @@ def test_the_archives_hold_what_is_needed_and_no_more(python: Path) -> None:
         for path in folder.glob("*.py")
     }
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name for name in names if ".dist-info/" not in name} == modules | {"exact/py.typed"}
+    others = {"exact/kernels.c", "exact/py.typed"}
+    assert {name for name in names if ".dist-info/" not in name} == modules | others
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "tests/test_package.py"} <= held

@@ -1,0 +1,199 @@
+"""What a step computes: the operations that the mode sees in one call of it, in order.
+
+A tensor is a number here: an argument of the step, the result of an operation, or a tensor
+from outside the step such as a weight. Two recordings are equal if they do the same operations
+on the same tensors with the same constants.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from exact import registry
+from exact.errors import NotExactError
+
+__all__ = ["Call", "Recording", "Ref", "Update", "map_refs"]
+
+_DECIDED_BY_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_MASKS = (torch.bool, torch.uint8)
+
+
+class Ref(NamedTuple):
+    """The tensor of this number."""
+
+    number: int
+
+
+class Call(NamedTuple):
+    """An operation, with a Ref for each tensor among its arguments and results."""
+
+    operation: Any
+    args: Any
+    kwargs: dict[str, Any]
+    results: Any
+
+
+class Update(NamedTuple):
+    """A step of an optimiser, with the gradients that it finds.
+
+    Its operations are not recorded, as they depend on the number of steps before.
+    """
+
+    optimizer: Optimizer
+    gradients: list[tuple[Tensor, Ref]]
+
+
+class Recording:
+    """The operations of one call, the tensors from outside and what Python decided by."""
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        self.steps: list[Call | Update] = []
+        self.outside: dict[int, Tensor] = {}
+        self.modules: list[Module] = []
+        self.gradients: list[tuple[Tensor, Ref]] = []  # those that the call leaves behind
+        self.results: Any = None
+        self.size = 0  # the number of tensors
+        self.shared = False  # whether workers divide a batch, whose sums depend on all of them
+        # Weakly, as autograd copies a gradient that somebody else holds.
+        self._numbers = WeakTensorKeyDictionary()
+        self._paused = False
+        self._generators: dict[Any, Tensor] = {}  # the state after the last random operation
+        self.inputs = [self._new(x).number for x in inputs]  # twice the same for the same tensor
+        self._first = self.size
+
+    def run(self, step: Callable[[], Any]) -> Any:
+        """Call the step, whose operations are then reported to `add`; detach its results."""
+        hook = register_module_forward_pre_hook(lambda module, _: self.modules.append(module))
+        with hook:
+            results = step()
+        self.modules = list(dict.fromkeys(self.modules))
+        leaves = [x for x in self.outside.values() if x.requires_grad and x.is_leaf]
+        self.gradients = [(x, self._ref(x.grad)) for x in leaves if x.grad is not None]
+        self.results = map_tensors(self._ref, results)
+        return map_tensors(Tensor.detach, results)
+
+    def before(self, operation: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Raise NotExactError for an operation by which data, or a generator, decide what is done.
+
+        Called before each operation.
+        """
+        if self._paused:
+            return
+        if operation is registry.aten.index.Tensor:
+            decided = any(x is not None and x.dtype in _MASKS for x in args[1])
+        else:
+            decided = bool(_DECIDED_BY_DATA & set(operation.tags))
+        if decided:
+            raise NotExactError(
+                f"{operation} lets numbers decide what a compiled step does (.item(), if, a mask):"
+                " return the tensor, and do this outside the step"
+            )
+        if registry.is_random(operation):
+            generator = kwargs.get("generator") or torch.default_generator
+            state = generator.get_state()
+            if not torch.equal(self._generators.setdefault(generator, state), state):
+                raise NotExactError(
+                    "a compiled step seeds or restores a random generator, as"
+                    " torch.utils.checkpoint does for dropout: do this outside the step"
+                )
+
+    def add(self, operation: Any, args: Any, kwargs: dict[str, Any], results: Any) -> None:
+        """Record an operation that was done."""
+        if self._paused or operation.namespace == "profiler":
+            return
+        if operation is registry.aten.detach.default:
+            (number,) = self._ref(args[0])
+            if number >= self._first and number not in self.outside:
+                self._numbers[results] = number  # the same numbers in the same memory
+                return
+        if registry.is_random(operation):
+            generator = kwargs.get("generator") or torch.default_generator
+            self._generators[generator] = generator.get_state()
+        args, kwargs = map_tensors(self._ref, (list(args), kwargs))
+        self.steps.append(Call(operation, args, kwargs, map_tensors(self._new, results)))
+
+    def begin_update(self, optimizer: Optimizer, closure: bool) -> None:
+        """Pause until `end_update`: an optimiser begins its step."""
+        if closure:
+            raise NotExactError("a compiled step cannot give the optimiser a closure: step() alone")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [(p, self._ref(p.grad)) for p in parameters if p.grad is not None]
+        self.steps.append(Update(optimizer, gradients))
+        self._paused = True
+
+    def end_update(self) -> None:
+        """Go on after the optimiser's step."""
+        self._paused = False
+
+    def difference(self, other: "Recording") -> str | None:
+        """What the other recording does in another way, None if nothing."""
+        if self.shared:
+            return "sums over several workers"
+        for mine, theirs in zip(self.steps, other.steps, strict=False):
+            if not _same(mine, theirs):
+                return str(mine.operation) if isinstance(mine, Call) else "the optimiser's step"
+            for index in _indices(mine):
+                if self.outside.get(index) is not other.outside.get(index):
+                    return f"{getattr(mine, 'operation', mine)}, by a tensor that is new each time"
+        if len(self.steps) != len(other.steps) or self.modules != other.modules:
+            return "the number of operations"
+        left = [(part.gradients, part.results) for part in (self, other)]
+        return None if _same(*left) else "the results"
+
+    def _ref(self, x: Tensor) -> Ref:
+        if x not in self._numbers:
+            self.outside[self.size] = x
+            self._new(x)
+        return Ref(self._numbers[x])
+
+    def _new(self, x: Tensor) -> Ref:
+        if x not in self._numbers:  # in-place operations return their argument
+            self._numbers[x] = self.size
+            self.size += 1
+        return Ref(self._numbers[x])
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """The value with each tensor replaced, in lists, tuples and dictionaries."""
+    return _mapped(lambda x: function(x) if isinstance(x, Tensor) else x, value)
+
+
+def map_refs(function: Callable[[Ref], Any], value: Any) -> Any:
+    """The value with each Ref replaced."""
+    return _mapped(lambda x: function(x) if isinstance(x, Ref) else x, value)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(function, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not isinstance(value, Ref):
+        items = [_mapped(function, item) for item in value]
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return tuple(items) if isinstance(value, tuple) else items
+    return function(value)
+
+
+def _indices(step: Call | Update) -> list[int]:
+    found: list[int] = []
+    map_refs(lambda ref: found.append(ref.number), tuple(step))
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are equal, with their types, as 1 and True and 1.0 are not."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and _same(list(a.values()), list(b.values()))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, (Tensor, Optimizer)):
+        return a is b
+    return bool(a == b) or (a != a and b != b)

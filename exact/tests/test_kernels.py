@@ -1,0 +1,238 @@
+"""A kernel's results are the bits of the implementation in PyTorch, or it declines."""
+
+import ctypes
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import exact
+from exact import kernels, products, registry
+from exact.bytes import signed_bytes
+from exact.tests.oracle import bits, numbers
+
+# Vector instructions by compiler flags, beside those of this machine.
+OTHERS = {"avx2": ("-mavx2", "-mfma"), "sse2": (), "avx512": ("-mavx512f", "-mavx512bw")}
+FEATURES = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+SIZES = st.sampled_from([1, 2, 3, 5, 16, 31, 64, 65])
+
+
+@pytest.fixture(scope="session", params=["native", *OTHERS])
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The kernels, compiled for this machine and for lesser ones."""
+    name = request.param
+    flags = OTHERS.get(name, ("-march=native",))
+    if any(flag.removeprefix("-m") not in FEATURES for flag in flags if name in OTHERS):
+        pytest.skip(f"this processor has no {name}")
+    try:
+        return kernels.build(tmp_path_factory.mktemp("kernels"), flags)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"no C compiler: {error}")
+
+
+def reference(name: str, *args: Any) -> Any:
+    implementation = registry.UNSEEDED[registry.named(name)]
+    assert implementation
+    return implementation(*args)
+
+
+def kernel(library: ctypes.CDLL, name: str, *args: Any) -> Any:
+    return kernels._KERNELS[registry.named(name)](library, *args)
+
+
+def same(library: ctypes.CDLL, name: str, *args: Any) -> bool:
+    """Whether the kernel has a result, which must be that of the reference."""
+    with torch.no_grad():
+        expected, found = reference(name, *args), kernel(library, name, *args)
+    if found is None:
+        return False
+    pair = [x if isinstance(x, tuple) else (x,) for x in (expected, found)]
+    assert [(x.shape, x.dtype) for x in pair[0]] == [(x.shape, x.dtype) for x in pair[1]]
+    assert bits(pair[0]) == bits(pair[1]), name
+    return True
+
+
+def layouts(x: Tensor, other: int) -> Iterator[Tensor]:
+    """The matrix in memory row by row, column by column, or with gaps."""
+    yield x
+    yield x.t().contiguous().t()
+    yield torch.stack([x, x], -1)[..., other % 2]
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=SIZES, k=st.sampled_from([1, 2, 3, 15, 64, 129, 500]), m=SIZES, seed=st.integers(0, 99))
+def test_products_are_the_same(library: Any, n: int, k: int, m: int, seed: int) -> None:
+    spread = [0, 3, 40, 100][seed % 4]
+    a, b, bias = (numbers(shape, spread, seed) for shape in ((n, k), (k, m), (m,)))
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (k, m), generator=generator).to(torch.uint8)
+    for x in layouts(a, seed):
+        for y in [*layouts(b, seed), exact.from_bytes(images)]:
+            assert same(library, "mm", x, y)
+            assert same(library, "mm", y.t(), x.t())
+            assert same(library, "addmm", bias, x, y)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((5, 3), (7, 3, 9)), ((7, 1, 2, 33), (4, 33, 5)), ((2, 9, 17), (2, 17, 1)), ((1, 1), (1, 1))],
+)
+def test_batches_of_products_are_the_same(left: Any, right: Any) -> None:
+    if kernels.library() is None:
+        pytest.skip("no C compiler")
+    a, b = numbers(left, 30, 1), numbers(right, 30, 2)
+    for x, y in ((a, b), (b.mT, a.mT), (a.mT.contiguous().mT, b)):
+        expected, found = products.matmul(x, y), kernels.multiply(x, y)
+        assert found is not None and bits([found]) == bits([expected])
+        with products.computed_by(lambda x, y: -expected):  # noqa: B023 -- the control
+            assert torch.equal(products.matmul(x, y), -expected)
+
+
+@pytest.mark.parametrize("k", [784, 4095, 4096, 4097, 9001])
+@pytest.mark.parametrize("byte", [0, 255])
+def test_products_of_the_largest_numbers_are_the_same(library: Any, k: int, byte: int) -> None:
+    images = exact.from_bytes(torch.full((k, 3), byte, dtype=torch.uint8))
+    for number in (-1.0, -2 + 2.0**-23, 2 - 2.0**-23, 1 - 2.0**-12):
+        for size in (1.0, 2.0**-126, 2.0**-140, 2.0**108):
+            a = torch.full((2, k), number * size)
+            assert same(library, "mm", a, images)
+            assert same(library, "mm", a, torch.full((k, 3), number))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2.0**110])
+def test_numbers_that_are_too_large_are_left_to_the_reference(library: Any, value: float) -> None:
+    a, b = numbers((7, 40), 0), numbers((40, 5), 0)
+    images = exact.from_bytes(torch.arange(200).view(40, 5).to(torch.uint8))
+    assert same(library, "mm", a, b) and same(library, "mm", a, images)  # the control
+    a[3, 39] = value
+    assert not same(library, "mm", a, b) and not same(library, "mm", b.t(), a.t())
+    assert not same(library, "mm", a, images)
+    assert not same(library, "sum.dim_IntList", a, [0])
+    assert not same(library, "_log_softmax", a, 1, False)
+    assert not same(library, "_log_softmax_backward_data", a, a, 1, torch.float32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=st.tuples(SIZES, SIZES, SIZES), dim=st.integers(0, 2), seed=st.integers(0, 99))
+def test_sums_are_the_same(library: Any, shape: tuple[int, ...], dim: int, seed: int) -> None:
+    x = numbers(shape, [0, 3, 40, 140][seed % 4], seed)
+    x.view(-1)[0] = [0.0, -0.0, 1e-45][seed % 3]
+    assert same(library, "sum.dim_IntList", x, [dim], bool(seed % 2))
+    assert same(library, "sum.dim_IntList", x, [dim - 3])
+    assert same(library, "mean", x)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=SIZES, classes=SIZES, seed=st.integers(0, 99))
+def test_losses_are_the_same(library: Any, n: int, classes: int, seed: int) -> None:
+    x = numbers((n, classes), seed % 5, seed) * [1, 30, 1000, 1e30][seed % 4]
+    grad = numbers((n, classes), 20, seed + 1)
+    grad[0, 0] = 0
+    assert same(library, "_log_softmax", x, 1, False)
+    output = reference("_log_softmax", x, 1, False)
+    assert same(library, "_log_softmax_backward_data", grad, output, -1, torch.float32)
+    labels = torch.randint(0, classes, (n,), generator=torch.Generator().manual_seed(seed))
+    labels[0] = -100 if seed % 2 else 0
+    assert same(library, "nll_loss_forward", output, labels, None, 0, -100)
+    zero = output.new_zeros(())
+    for g in (grad[:, 0], grad[0, :1].expand(n)):
+        assert same(library, "nll_loss_backward", g, output, labels, None, 0, -100, zero)
+
+
+def test_a_label_or_an_index_out_of_range_is_left_to_the_reference(library: Any) -> None:
+    x, images = numbers((3, 4), 0), exact.from_bytes(torch.zeros(5, 2, dtype=torch.uint8))
+    for wrong in (-1, 5, 2**40):
+        labels = torch.tensor([0, wrong, 1])
+        assert kernel(library, "nll_loss_forward", x, labels, None, 0, -100) is None
+        backward = (x[:, 0], x, labels, None, 0, -100, x[0, 0])
+        assert kernel(library, "nll_loss_backward", *backward) is None
+        assert kernel(library, "index_select", images, 0, labels) is None
+
+
+@pytest.mark.parametrize("n", [0, 1, 16, 33])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 7)])
+def test_gathered_bytes_are_the_same_and_marked(library: Any, n: int, shape: Any) -> None:
+    images = torch.randint(0, 256, (20, *shape), generator=torch.Generator().manual_seed(n))
+    x, index = exact.from_bytes(images.to(torch.uint8)), torch.arange(n) * 7 % 20
+    assert same(library, "index_select", x, 0, index)
+    expected, found = signed_bytes(x), signed_bytes(kernel(library, "index_select", x, 0, index))
+    assert expected is not None and found is not None and torch.equal(found, expected[index])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("dampening", [0.0, 0.3])
+@pytest.mark.parametrize("decay", [0.0, 1e-4])
+def test_updates_are_the_same(momentum: float, dampening: float, decay: float) -> None:
+    if kernels.library() is None:
+        pytest.skip("no C compiler")
+    results = []
+    for compiled in (False, True):
+        weights = [nn.Parameter(numbers(shape, 30, 1)) for shape in ((1,), (7, 5), (50_000,))]
+        optimizer = torch.optim.SGD(weights, 0.1, momentum, dampening, decay)
+        for number in range(4):
+            for i, p in enumerate(weights):
+                p.grad = numbers(tuple(p.shape), 30, 10 * number + i)
+            optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+            before = weights[0]._version
+            first = momentum and not number  # which makes the buffers
+            if not compiled or first:
+                assert not first or not kernels.update(optimizer)
+                with exact.mode():
+                    optimizer.step()
+            else:
+                assert kernels.update(optimizer)
+            assert weights[0]._version > before
+        kept = [state.get("momentum_buffer") for state in optimizer.state.values()]
+        results.append(bits([p.detach() for p in weights] + [x for x in kept if x is not None]))
+    assert results[0] == results[1]
+
+
+def run(environment: dict[str, str]) -> str:
+    code = """
+import torch, exact
+from exact import kernels
+x, w = torch.ones(3, 4), torch.ones(4, 2, requires_grad=True)
+@exact.compile
+def step(x):
+    (x @ w).sum().backward()
+    return x @ w
+with exact.mode():
+    for _ in range(4):
+        w.grad = None
+        y = step(x)
+print(kernels.library() is not None, y.tolist() == [[4.0, 4.0]] * 3)
+"""
+    command = [sys.executable, "-c", code]
+    env = os.environ | environment
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    return done.stdout.strip() + done.stderr.strip()
+
+
+def test_without_a_compiler_a_step_works_and_says_so_once(tmp_path: Path) -> None:
+    found = run({"CC": "/nowhere/cc", "XDG_CACHE_HOME": str(tmp_path)})
+    assert found.startswith("False True") and found.count("without compiled kernels") == 1
+    assert run({"EXACT_KERNELS": "0", "XDG_CACHE_HOME": str(tmp_path)}) == "False True"
+
+
+def test_kernels_are_compiled_once_by_any_number_of_processes(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    env = {"XDG_CACHE_HOME": str(folder)}
+    if not run(env).startswith("True"):
+        pytest.skip("no C compiler")
+    (compiled,) = (folder / "exact-torch").iterdir()
+    written = compiled.stat().st_mtime_ns
+    assert run(env) == "True True"
+    assert compiled.stat().st_mtime_ns == written
+    # Where the cache cannot be written, a temporary folder takes its place.
+    compiled.unlink()
+    assert run({"XDG_CACHE_HOME": os.devnull}) == "True True"
