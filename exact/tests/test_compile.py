@@ -33,7 +33,27 @@ def deep() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(7, 4))
 
 
-MODELS = [convolutional, perceptron, deep]
+def normalised() -> nn.Module:
+    layers = [nn.BatchNorm2d(4), nn.SiLU(), nn.AvgPool2d(2), nn.GroupNorm(2, 4)]
+    return nn.Sequential(nn.Conv2d(2, 4, 3), *layers, nn.Flatten(), nn.Linear(16, 4))
+
+
+class Recurrent(nn.Module):
+    """The rows of an image, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(12, 7, num_layers=2, batch_first=True, bidirectional=True)
+        self.layer = nn.Linear(14, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 2, 6, 6) to logits (N, 4)."""
+        outputs, _ = self.cells(x.transpose(1, 2).flatten(2))
+        logits: Tensor = self.layer(outputs[:, -1])
+        return logits
+
+
+MODELS = [convolutional, perceptron, deep, normalised, Recurrent]
 OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
     "sgd": lambda p: optim.SGD(p, 0.1),
     "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
