@@ -79,6 +79,10 @@ class ExactMode(TorchDispatchMode):
                     " plain tensors and DTensors are exact"
                 )
         implementation = self.table[func]
+        if implementation is None and func.namespace in ("c10d", "_c10d_functional"):
+            import exact.distributed  # noqa: F401  # registers what DTensors gather by
+
+            implementation = self.table[func]
         if implementation is None:
             return self._decompose(func, args, kwargs or {})
         for x in args:

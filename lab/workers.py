@@ -93,7 +93,7 @@ class Group:
 
         Raises InputError where a worker trains from other parameters, code or data.
         """
-        from safetensors.torch import load, save
+        from safetensors import torch as safetensors
 
         from lab.checkpoints import Saved
 
@@ -107,9 +107,11 @@ class Group:
                     " worker 0: bring all machines to the same commit, and run `dvc pull`"
                 )
         saved = checkpoint.saved
-        sent = (save(saved.tensors), json.dumps(saved.state).encode()) if saved else (b"", b"")
+        sent = b"", b""
+        if saved:
+            sent = safetensors.save(saved.tensors), json.dumps(saved.state).encode()
         tensors, state = (self._broadcast(part) for part in sent)
-        checkpoint.saved = Saved(load(tensors), json.loads(state)) if state else None
+        checkpoint.saved = Saved(safetensors.load(tensors), json.loads(state)) if state else None
         checkpoint.writes = self.rank == 0
 
     def _broadcast(self, contents: bytes) -> bytes:

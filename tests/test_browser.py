@@ -100,14 +100,14 @@ def port(clone: Clone) -> Iterator[int]:
         port = free.getsockname()[1]
     # Without `setup`, which would build an environment for the clone.
     command = ["make", "--old-file=setup", "ui", f"PORT={port}"]
-    log = clone.folder / "server.log"
+    log = clone.folder / "make.log"
     with running(command, lambda: "viewStateShareKey" in log.read_text(), clone.folder):
         yield port
 
 
 def open_experiment(page: Page, clone: Clone, port: int, title: str) -> None:
     """Open the link to a model's runs that `make ui` prints."""
-    printed = (clone.folder / "server.log").read_text(encoding="utf-8")
+    printed = (clone.folder / "make.log").read_text(encoding="utf-8")
     (link,) = re.findall(rf"{title} +(http://127.0.0.1:{port}/\S+)", printed)
     page.goto(link)
 

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 # Forks processes that need not load PyTorch, which takes seconds.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch._dynamo", "exact.distributed", __name__])
+FORKS.set_forkserver_preload(["torch._dynamo", __name__])
 Result = TypeVar("Result")
 
 

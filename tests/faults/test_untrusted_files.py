@@ -314,7 +314,7 @@ DANGER = re.compile(
     rf"^ *(import|from) (\w+, )*({IMPORTS})\b"
     r"|^ *from .* import .*\b(load|read_pickle|system|popen|import_module)\b"
     r"|\b(torch|jit|hub|np|numpy)\.load\(|\b(read_pickle|import_module|load_model)\("
-    r"|(?<![.\w])(eval|exec|compile|__import__)\(|\bos\.(system|popen)\("
+    r"|(?<![.\w])(?<!def )(eval|exec|compile|__import__)\(|\bos\.(system|popen)\("
     r"|\b(allow_pickle|shell|weights_only)=|\bYAML\((?!typ='safe')",
     re.MULTILINE | re.IGNORECASE,
 )
