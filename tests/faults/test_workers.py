@@ -114,7 +114,8 @@ def test_a_mistake_that_all_workers_share_is_told_once(
 
 
 def test_a_mistake_of_one_worker_is_told_with_its_number(folder: Path) -> None:
-    broken = WORKER.replace("import stages", "os.environ['RANK'] == '1' and sys.exit('no disk')", 1)
+    mistake = "os.environ['RANK'] == '1' and sys.exit('no disk')\nimport stages"
+    broken = WORKER.replace("import stages", mistake, 1)
     with pytest.raises(InputError, match=r"^worker 1 of 2: no disk$"):
         workers.launch([sys.executable, "-c", broken, "-1", "0", ""], 2)
     assert "RANK" not in os.environ
