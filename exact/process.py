@@ -8,11 +8,12 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator
-from threading import Lock, Thread
+from threading import Lock, RLock, Thread
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import _VF
 from torch._C._dynamo import eval_frame
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import (
@@ -84,13 +85,27 @@ def plain_attention() -> Iterator[None]:
 @contextlib.contextmanager
 def plain_layers() -> Iterator[None]:
     """Compute LSTMs, and encoders without gradients, as sequences of operations, not fused."""
-    fused, fast = torch._C._get_mkldnn_enabled(), torch.backends.mha.get_fastpath_enabled()
-    torch._C._set_mkldnn_enabled(False)
+    lstm, lock = _VF.lstm, RLock()
+    fast = torch.backends.mha.get_fastpath_enabled()
+
+    def plain_lstm(*args: Any) -> Any:
+        if not active():
+            return lstm(*args)
+        # For this call alone: oneDNN also computes the products of bytes, many times as fast.
+        with lock:
+            fused = torch._C._get_mkldnn_enabled()
+            torch._C._set_mkldnn_enabled(False)
+            try:
+                return lstm(*args)
+            finally:
+                torch._C._set_mkldnn_enabled(fused)
+
+    _VF.lstm = plain_lstm  # type: ignore[assignment]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(fused)
+        _VF.lstm = lstm
         torch.backends.mha.set_fastpath_enabled(fast)
 
 

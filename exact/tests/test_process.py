@@ -32,6 +32,8 @@ def state():
         "schedules": [lr_scheduler.math, swa_utils.math],
         "hooks": [list(hook) for hook in hooks],
         "attention": [getattr(torch.backends.cuda, f"{s}_sdp_enabled")() for s in switches],
+        "layers": [torch._VF.lstm, torch.backends.mha.get_fastpath_enabled()],
+        "oneDNN": torch._C._get_mkldnn_enabled(),  # which products of bytes need
         "generator": torch.get_rng_state().tolist(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "modes": torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
@@ -63,7 +65,7 @@ try:
 except exact.NotExactError:
     report("after an error:")
 """
-CHANGES = "environment, Thread.start, schedules, hooks, attention, modes"
+CHANGES = "environment, Thread.start, schedules, hooks, attention, layers, modes"
 
 
 def test_an_import_changes_nothing_and_a_block_leaves_nothing() -> None:
