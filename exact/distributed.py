@@ -232,9 +232,14 @@ def _norm(
     return _reduce(call, x, dims, x, order, dims, *args, **kwargs)
 
 
-def _reduce(call: Local, x: DTensor, dims: Any, *args: Any, **kwargs: Any) -> Any:
+def _across(x: DTensor, dims: Any) -> list[int]:
+    """The dimensions of a reduction if x is divided along one of them, else none."""
     dims = [dims] if isinstance(dims, int) else list(dims or range(x.dim()))
-    if not any(_is_divided(x, dim) for dim in dims):
+    return dims if any(_is_divided(x, dim) for dim in dims) else []
+
+
+def _reduce(call: Local, x: DTensor, dims: Any, *args: Any, **kwargs: Any) -> Any:
+    if not (dims := _across(x, dims)):
         return NotImplemented
     if not x.is_floating_point() and not kwargs.get("dtype"):
         total = _peers(x.device_mesh, 0).total
@@ -246,8 +251,7 @@ def _reduce(call: Local, x: DTensor, dims: Any, *args: Any, **kwargs: Any) -> An
 @_form("amax", "amin", "max", "min", "max.dim", "min.dim", "argmax", "argmin", "any", "all",
        "any.dim", "all.dim")  # fmt: skip
 def _extreme(call: Local, x: DTensor, dims: Any = None, *args: Any, **kwargs: Any) -> Any:
-    dims = [dims] if isinstance(dims, int) else list(dims or range(x.dim()))
-    if any(_is_divided(x, dim) for dim in dims):  # before a worker without rows meets an error
+    if _across(x, dims):  # before a worker without rows meets an error
         raise _RefusalError("the numbers of one result are on several workers")
     return NotImplemented
 
@@ -269,21 +273,26 @@ def _layer_norm(call: Local, x: DTensor, shape: list[int], *args: Any) -> Any:
     return _by_example(call, x, shape, *args)
 
 
+def _layer_gradients(call: Local, x: DTensor, terms: int, args: Any, mask: list[bool]) -> Any:
+    """The gradients of x, by example, and of weight and bias, sums of so many terms."""
+    of_x, *of_parameters = mask
+    grads: list[DTensor | None] = [None, None, None]
+    if of_x:
+        grads[0] = _divided(call(*args, [True, False, False])[0], x)
+    if any(of_parameters):
+        grads[1:] = _over_all(call, x.device_mesh, terms, *args, [False, *of_parameters])[1:]
+    return tuple(grads)
+
+
 @_form("convolution_backward")
 def _convolution_backward(
     call: Local, grad: DTensor, x: DTensor, weight: DTensor, *args: Any
 ) -> Any:
     _require_examples(x, (weight,))
     grad = _divide(grad, 0)
-    *options, (of_x, of_weight, of_bias) = args
+    *options, mask = args
     terms = len(x) * math.prod(grad.shape[2:])
-    grads: list[DTensor | None] = [None, None, None]
-    if of_x:
-        grads[0] = _divided(call(grad, x, weight, *options, [True, False, False])[0], x)
-    if of_weight or of_bias:
-        mask = [False, of_weight, of_bias]
-        grads[1:] = _over_all(call, x.device_mesh, terms, grad, x, weight, *options, mask)[1:]
-    return tuple(grads)
+    return _layer_gradients(call, x, terms, (grad, x, weight, *options), mask)
 
 
 @_form("native_layer_norm_backward")
@@ -293,14 +302,7 @@ def _layer_norm_backward(
 ) -> Any:  # fmt: skip
     _require_examples(x, (weight, bias))
     args = [_divide(grad, 0), x, shape, _divide(mean, 0), _divide(rstd, 0), weight, bias]
-    of_x, of_weight, of_bias = mask
-    grads: list[DTensor | None] = [None, None, None]
-    if of_x:
-        grads[0] = _divided(call(*args, [True, False, False])[0], x)
-    if of_weight or of_bias:
-        terms = x.numel() // math.prod(shape)
-        grads[1:] = _over_all(call, x.device_mesh, terms, *args, [False, of_weight, of_bias])[1:]
-    return tuple(grads)
+    return _layer_gradients(call, x, x.numel() // math.prod(shape), args, mask)
 
 
 @_form("max_pool3d_with_indices", "adaptive_max_pool3d")
@@ -324,14 +326,7 @@ def _group_norm_backward(
     _require_examples(x, (weight,))
     tensors = _divide(grad, 0), x, _divide(mean, 0), _divide(rstd, 0), weight
     args = (*tensors, len(_local(x)), channels, size, groups)
-    of_x, of_weight, of_bias = mask
-    grads: list[DTensor | None] = [None, None, None]
-    if of_x:
-        grads[0] = _divided(call(*args, [True, False, False])[0], x)
-    if of_weight or of_bias:
-        mask = [False, of_weight, of_bias]
-        grads[1:] = _over_all(call, x.device_mesh, n * size, *args, mask)[1:]
-    return tuple(grads)
+    return _layer_gradients(call, x, n * size, args, mask)
 
 
 @_form("embedding_dense_backward")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 __all__ = [
     "ARTANH_SERIES", "EXP_SERIES", "cos", "exp", "exp2", "exp_normal", "expm1", "ldexp", "log",
-    "log1p", "log2", "log10", "log_normal", "polynomial", "pow", "power", "sigmoid", "sqrt",
+    "log1p", "log2", "log10", "log_normal", "polynomial", "pow", "power", "sigmoid", "softplus",
+    "sqrt",
 ]  # fmt: skip
 
 _LOG2_E = 1.4426950408889634
@@ -143,6 +144,11 @@ def sqrt(x: Tensor) -> Tensor:
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e^-x) in float64."""
     return 1 / (exp(-x.double()) + 1)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), for large x too, of a float64 tensor."""
+    return x.clamp(min=0) + log1p(exp(-x.abs()))
 
 
 def pow(x: Tensor, y: Tensor) -> Tensor:  # noqa: A001

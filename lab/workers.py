@@ -154,8 +154,6 @@ def joined(device: torch.device) -> Iterator[Group | None]:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    import exact.distributed  # noqa: F401  (which lets PyTorch gather in exact mode)
-
     if store := os.environ.get(STORE):
         end_with_parent()
     if device.type == "cuda":

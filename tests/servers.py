@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ from tools import ui
 from tracking import repository
 
 MODELS = tuple(params.load(repository.ROOT / "tests/params.yaml").models)
+BUCKET = "our-bucket"  # in docs/sharing.md
 # The package of its clients has no initdb.
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 # Forks processes that need not load PyTorch and MLflow, which takes seconds.
@@ -122,6 +124,16 @@ def s3_server(folder: Path, key: str, secret: str, port: int = 0) -> Iterator[st
     settings = {"RCLONE_AUTH_KEY": f'"{key},{secret}"', "RCLONE_CONFIG": os.devnull}
     with running(command, lambda: listens(port), folder.parent, settings):
         yield f"http://127.0.0.1:{port}"
+
+
+def remote_commands(kind: str, **places: str) -> list[list[str]]:
+    """The commands of docs/sharing.md that set up a remote of this kind, at other places."""
+    page = (repository.ROOT / "docs/sharing.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"<!-- remote: {kind} -->\n```sh\n(.*?)```", page, flags=re.DOTALL)
+    for old, new in places.items():
+        assert old in block
+        block = block.replace(old, new)
+    return [line.partition("  #")[0].split() for line in block.splitlines()]
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, ViewportSize, exp
 
 from lab import params
 from tests.conftest import Clone
-from tests.servers import running
+from tests.servers import free_port, running
 
 pytestmark = pytest.mark.slow
 PATIENCE = 60_000  # milliseconds: the first page takes long on a busy machine
@@ -96,8 +96,7 @@ def names(clone: Clone) -> list[str]:
 @pytest.fixture(scope="module")
 def port(clone: Clone) -> Iterator[int]:
     """The port at which `make ui` serves the clone's runs."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     # Without `setup`, which would build an environment for the clone.
     command = ["make", "--old-file=setup", "ui", f"PORT={port}"]
     log = clone.folder / "make.log"

@@ -25,12 +25,10 @@ import exact
 from lab.common import files
 from tests import servers
 from tests.conftest import Clone, Program, contents
-from tests.servers import MODELS, Stage
+from tests.servers import BUCKET, MODELS, Stage, remote_commands
 from tools import compare, promote
-from tracking.repository import ROOT
 
 pytestmark = pytest.mark.slow
-BUCKET = "our-bucket"  # in docs/sharing.md
 OUTPUTS = ("data/**/*", "results/**/*.safetensors", "results/**/*.csv", "results/**/metrics.json")
 LINEAR = "linear_regression"
 EXPERIMENT = ("dvc", "exp", "run", "-S", f"{LINEAR}.epochs=2", f"train@{LINEAR}")
@@ -44,16 +42,6 @@ class Team(NamedTuple):
     s3: Path  # the folder in which the S3 server keeps the bucket
     settings: dict[str, str]  # the MLflow server, as a user sets it
     keys: dict[str, str]  # of the S3 server
-
-
-def remote_commands(kind: str, **places: str) -> list[list[str]]:
-    """The commands of docs/sharing.md that set up a remote of this kind, at other places."""
-    page = (ROOT / "docs/sharing.md").read_text(encoding="utf-8")
-    (block,) = re.findall(rf"<!-- remote: {kind} -->\n```sh\n(.*?)```", page, flags=re.DOTALL)
-    for old, new in places.items():
-        assert old in block
-        block = block.replace(old, new)
-    return [line.partition("  #")[0].split() for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")

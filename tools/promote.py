@@ -18,11 +18,10 @@ from mlflow.exceptions import MlflowException
 
 from lab.common.files import InputError
 from stages import command
-from tools import replay
+from tools import compare, replay
 from tracking import store
 
 CHAMPION = "champion"  # the alias of a model's version
-MEASURES = ("validation_accuracy", "validation_loss")  # a run is compared by the first that it has
 
 
 def main() -> None:
@@ -32,7 +31,7 @@ def main() -> None:
     if differing:
         raise InputError(f"run {run.info.run_id} is not promoted, as it does not replay")
     with store.one_line_errors("MLflow did not register the model"):
-        version, tags = promote(store.connect(create=False), run.info.run_id)
+        version, tags = promote(mlflow.MlflowClient(), run.info.run_id)
     print(f"{version.name} version {version.version} is the champion: {described(tags)}")
     if replaced := tags.get("replaces"):
         print(f"It replaces {replaced}.")
@@ -66,8 +65,8 @@ def promote(client: mlflow.MlflowClient, run_id: str) -> tuple[ModelVersion, dic
 
 
 def compared(run: Run) -> dict[str, str]:
-    """The measure by which the run is compared with others, and its value."""
-    measure = next(name for name in MEASURES if name in run.data.metrics)
+    """The first measure by which runs are compared that this one has, and its value."""
+    measure = next(name for name in compare.MEASURES if name in run.data.metrics)
     return {"compared_by": measure, measure: str(run.data.metrics[measure])}
 
 

@@ -69,12 +69,7 @@ def _silu_slope(x: Tensor) -> Tensor:
 
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     z = x * beta
-    return torch.where(z > threshold, x, _softplus1(z) / torch.full_like(z, beta))
-
-
-def _softplus1(x: Tensor) -> Tensor:
-    """log(1 + e^x), for large x too."""
-    return x.clamp(min=0) + functions.log1p(functions.exp(-x.abs()))
+    return torch.where(z > threshold, x, functions.softplus(z) / torch.full_like(z, beta))
 
 
 def _softplus_slope(x: Tensor, beta: float, threshold: float) -> Tensor:
@@ -83,11 +78,11 @@ def _softplus_slope(x: Tensor, beta: float, threshold: float) -> Tensor:
 
 
 def _mish(x: Tensor) -> Tensor:
-    return torch.where(x == -math.inf, -0.0, x * hyperbolic.tanh(_softplus1(x)))
+    return torch.where(x == -math.inf, -0.0, x * hyperbolic.tanh(functions.softplus(x)))
 
 
 def _mish_slope(x: Tensor) -> Tensor:
-    t = hyperbolic.tanh(_softplus1(x))
+    t = hyperbolic.tanh(functions.softplus(x))
     return t + x.clamp(-800, 800) * functions.sigmoid(x) * ((1 - t) * (1 + t))
 
 
@@ -186,7 +181,7 @@ def _celu(x: Tensor, alpha: float = 1) -> Tensor:
 def _log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
     """The result, and a buffer that PyTorch's own backward operation wants on the CPU."""
     grid.require_floating_point(x)
-    return (-_softplus1(-x.double())).to(x.dtype), x.new_empty(0)
+    return (-functions.softplus(-x.double())).to(x.dtype), x.new_empty(0)
 
 
 @implements("log_sigmoid_backward")

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from exact import grid, products
 from exact.registry import implements
 
+__all__ = ["expanded"]
+
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -24,12 +26,12 @@ def _convolution(
 ) -> Tensor:  # fmt: skip
     """(N, C, …), (O, C/groups, …) to (N, O, …); transposed weights are (C, O/groups, …)."""
     dims = x.dim() - 2
-    stride, padding, dilation = _expanded(dims, stride, padding, dilation)
+    stride, padding, dilation = (expanded(z, dims) for z in (stride, padding, dilation))
     outputs = weight.shape[1] * groups if transposed else weight.shape[0]
     if x.dtype != weight.dtype or (bias is not None and bias.shape != (outputs,)):
         raise RuntimeError(f"expected weights of {x.dtype} and a bias for each output")
     if transposed:
-        (output_padding,) = _expanded(dims, output_padding)
+        output_padding = expanded(output_padding, dims)
         size = [
             (n - 1) * s - 2 * p + d * (k - 1) + more + 1
             for n, s, p, d, k, more in zip(
@@ -49,7 +51,7 @@ def _convolution_backward(
     padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int],
     groups: int, mask: list[bool],
 ) -> _Gradients:  # fmt: skip
-    stride, padding, dilation = _expanded(x.dim() - 2, stride, padding, dilation)
+    stride, padding, dilation = (expanded(z, x.dim() - 2) for z in (stride, padding, dilation))
     x_grad = weight_grad = bias_grad = None
     options: tuple[Any, ...] = (stride, padding, dilation, groups)
     if mask[0] and transposed:
@@ -120,9 +122,10 @@ def _cropped(x: Tensor, like: Tensor) -> Tensor:
     return x
 
 
-def _expanded(dims: int, *sizes: list[int]) -> list[list[int]]:
-    """Sizes for each dimension; PyTorch may give one number for all."""
-    return [list(size) * dims if len(size) == 1 else list(size) for size in sizes]
+def expanded(sizes: Any, dims: int) -> list[int]:
+    """A size for each dimension; PyTorch may give one number for all."""
+    listed: list[int] = [sizes] if isinstance(sizes, int) else list(sizes)
+    return listed * dims if len(listed) == 1 else listed
 
 
 def _outputs(n: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from exact import grid
+from exact.operations.memory import within
 from exact.registry import aten, exact_as_is, implements
 
 __all__ = ["index_add", "scatter_add", "scatter_last"]
@@ -64,11 +65,7 @@ def _put_flat(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False
 def _unsafe_masked_index_put(
     x: Tensor, mask: Tensor, indices: list[Tensor | None], values: Tensor
 ) -> Tensor:
-    within = [
-        None if index is None else index.clamp(-n, n - 1)
-        for index, n in zip(indices, x.shape, strict=False)
-    ]
-    return _index_put(x, within, values.masked_fill(~mask, 0), accumulate=True)
+    return _index_put(x, within(x, indices), values.masked_fill(~mask, 0), accumulate=True)
 
 
 @implements("scatter_reduce.two")

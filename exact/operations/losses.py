@@ -74,8 +74,7 @@ def _huber_slope(x: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 
 
 def _soft_margin(x: Tensor, target: Tensor) -> Tensor:
-    z = -target * x
-    return z.clamp(min=0) + functions.log1p(functions.exp(-z.abs()))
+    return functions.softplus(-target * x)
 
 
 def _soft_margin_slope(x: Tensor, target: Tensor) -> Tensor:
@@ -131,10 +130,9 @@ def _binary_cross_entropy_with_logits(
     reduction: int = MEAN,
 ) -> Tensor:  # fmt: skip
     z, y = x.double(), target.double()
-    # log(1 + e^-z), whose factor is 1 or that of the positive examples.
-    softplus = (-z).clamp(min=0) + functions.log1p(functions.exp(-z.abs()))
+    # The factor is 1, or that of the positive examples.
     factor = 1 if pos_weight is None else (pos_weight.double() - 1) * y + 1
-    losses = (1 - y) * z + softplus * factor
+    losses = (1 - y) * z + functions.softplus(-z) * factor
     return reduced(losses if weight is None else losses * weight, reduction, x.dtype)
 
 

@@ -10,7 +10,7 @@ from exact import functions
 from exact.bytes import propagate_bytes
 from exact.registry import aten, exact_as_is, implements, overloads, register
 
-__all__ = ["to_copy"]
+__all__ = ["to_copy", "within"]
 
 exact_as_is("""
     alias as_strided detach expand lift_fresh permute select slice split split_with_sizes
@@ -48,11 +48,15 @@ def _unsafe_index(x: Tensor, indices: list[Tensor | None]) -> Tensor:
 def _unsafe_masked_index(
     x: Tensor, mask: Tensor, indices: list[Tensor | None], fill: float
 ) -> Tensor:
-    within = [
+    return _index(x, within(x, indices)).masked_fill(~mask, fill)
+
+
+def within(x: Tensor, indices: list[Tensor | None]) -> list[Tensor | None]:
+    """The indices, of which those beyond x are its first or last."""
+    return [
         None if index is None else index.clamp(-n, n - 1)
         for index, n in zip(indices, x.shape, strict=False)
     ]
-    return _index(x, within).masked_fill(~mask, fill)
 
 
 @implements("index_select")

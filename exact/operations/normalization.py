@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from exact import functions, grid
+from exact.operations.reductions import moments
 from exact.registry import implements
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-def _moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
-    """Mean and variance along the dimensions, float64, with these kept."""
-    grid.require_floating_point(x)
-    mean = grid.mean(x, dims, keepdim=True)
-    centred = x.double() - mean
-    return mean, grid.mean(centred * centred, dims, keepdim=True)
 
 
 def _normalized(
@@ -67,7 +60,7 @@ def _layer_norm(
     sizes = [list(parameter.shape) for parameter in (weight, bias) if parameter is not None]
     if any(size != list(shape) for size in [list(x.shape[x.dim() - len(shape) :]), *sizes]):
         raise RuntimeError(f"expected numbers of shape (…, {shape}), not {x.shape} with {sizes}")
-    mean, variance = _moments(x, list(range(x.dim() - len(shape), x.dim())))
+    variance, mean = moments(x, list(range(x.dim() - len(shape), x.dim())), 0, keepdim=True)
     rstd = 1 / functions.sqrt(variance + eps)
     y = _normalized(x, mean, rstd, weight, bias)
     return y, mean.to(x.dtype), rstd.to(x.dtype)
@@ -90,7 +83,7 @@ def _group_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The output, and mean and 1/deviation of each group (N, G)."""
     y = x.reshape(n, groups, channels // groups, size)  # (N, G, C/G, H · W)
-    mean, variance = _moments(y, [2, 3])
+    variance, mean = moments(y, [2, 3], 0, keepdim=True)
     rstd = 1 / functions.sqrt(variance + eps)
     weight, bias = _by_group(weight, groups), _by_group(bias, groups)
     y = _normalized(y, mean, rstd, weight, bias)
@@ -134,7 +127,7 @@ def _batch_norm(
             x.new_empty(0),
         )
     dims = [0, *range(2, x.dim())]
-    mean, variance = _moments(x, dims)
+    variance, mean = moments(x, dims, 0, keepdim=True)
     rstd = 1 / functions.sqrt(variance + eps)
     n = x.numel() // max(x.shape[1], 1)
     # PyTorch keeps the variance of a sample: with n - 1.

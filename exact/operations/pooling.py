@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exact import grid
+from exact.operations.convolution import expanded
 from exact.operations.indexing import scatter_add, scatter_last
 from exact.registry import exact_as_is, implements
 
@@ -33,7 +34,7 @@ def _max_pool2d_backward(
     grad: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool,
     indices: Tensor,
 ) -> Tensor:  # fmt: skip
-    kernel, stride, dilation = (_expanded(z, 2) for z in (kernel, stride or kernel, dilation))
+    kernel, stride, dilation = (expanded(z, 2) for z in (kernel, stride or kernel, dilation))
     if dilation == [1, 1] and all(s >= k for s, k in zip(stride, kernel, strict=True)):
         flat = x.new_zeros(x.shape).flatten(-2)  # windows that do not overlap need no sums
         return flat.scatter_(-1, indices.flatten(-2), grad.flatten(-2)).add_(0.0).view(x.shape)
@@ -121,19 +122,13 @@ def _mean_backward(grad: Tensor, x: Tensor, spans: list[list[_Span]], counts: li
     return scatter_add(flat, -1, index, g)[..., :n].to(x.dtype).reshape(x.shape)
 
 
-def _expanded(sizes: Any, dims: int) -> list[int]:
-    """A size for each dimension; PyTorch may give one number for all."""
-    listed: list[int] = [sizes] if isinstance(sizes, int) else list(sizes)
-    return listed * dims if len(listed) == 1 else listed
-
-
 def _average_spans(
     x: Tensor, dims: int, kernel: Any, stride: Any, padding: Any, ceil: bool, include_padding: bool,
     divisor: int | None,
 ) -> tuple[list[list[_Span]], list[int]]:  # fmt: skip
     """The windows of average pooling, and by what each sum is divided."""
-    kernel = _expanded(kernel, dims)
-    stride, padding = _expanded(stride or kernel, dims), _expanded(padding, dims)
+    kernel = expanded(kernel, dims)
+    stride, padding = expanded(stride or kernel, dims), expanded(padding, dims)
     spans, lengths = [], []
     for n, k, s, p in zip(x.shape[-dims:], kernel, stride, padding, strict=True):
         outputs = -(-(n + 2 * p - k) // s) + 1 if ceil else (n + 2 * p - k) // s + 1

@@ -10,6 +10,8 @@ from exact import functions, grid
 from exact.operations.memory import to_copy
 from exact.registry import implements
 
+__all__ = ["moments", "vector_norm"]
+
 
 def _dims(dims: Any) -> list[int]:
     return [dims] if isinstance(dims, int) else list(dims or [])
@@ -68,7 +70,7 @@ def _squeezed(x: Tensor, dims: list[int]) -> Tensor:
 def _var_mean(
     x: Tensor, dims: Any = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
-    variance, mean = _moments(x, _dims(dims), correction, keepdim)
+    variance, mean = moments(x, _dims(dims), correction, keepdim)
     return variance.to(x.dtype), mean.to(x.dtype)
 
 
@@ -76,7 +78,7 @@ def _var_mean(
 def _std_mean(
     x: Tensor, dims: Any = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
-    variance, mean = _moments(x, _dims(dims), correction, keepdim)
+    variance, mean = moments(x, _dims(dims), correction, keepdim)
     return functions.sqrt(variance).to(x.dtype), mean.to(x.dtype)
 
 
@@ -90,10 +92,10 @@ def _std(x: Tensor, dims: Any = None, **options: Any) -> Tensor:
     return _std_mean(x, dims, **options)[0]
 
 
-def _moments(
+def moments(
     x: Tensor, dims: list[int], correction: float | None, keepdim: bool
 ) -> tuple[Tensor, Tensor]:
-    """Variance and mean in float64."""
+    """Variance and mean along the dimensions, in float64. `correction` is by default 1."""
     grid.require_floating_point(x)
     dims = dims if x.dim() else []
     mean = grid.mean(x, dims, keepdim=True)

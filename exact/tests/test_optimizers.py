@@ -212,27 +212,32 @@ POWERS: list[Callable[[optim.Optimizer], optim.lr_scheduler.LRScheduler]] = [
 ]
 
 
+def rates(
+    make: Callable[[optim.Optimizer], optim.lr_scheduler.LRScheduler],
+    context: contextlib.AbstractContextManager[None],
+) -> list[Any]:
+    """The learning rates of 30 steps: what the optimiser uses, and what the schedule says."""
+    with context:
+        optimizer = optim.SGD([torch.ones(2, requires_grad=True)], 0.1)
+        schedule, seen = make(optimizer), list[Any]()
+        for _ in range(30):
+            optimizer.step()
+            schedule.step()
+            seen += [optimizer.param_groups[0]["lr"], schedule.get_last_lr()[0]]
+    return seen
+
+
 @pytest.mark.parametrize("make", POWERS)
 def test_a_schedule_takes_powers_of_ours(
     make: Callable[[optim.Optimizer], optim.lr_scheduler.LRScheduler],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def rates(context: contextlib.AbstractContextManager[None]) -> list[float]:
-        with context:
-            optimizer = optim.SGD([torch.ones(2, requires_grad=True)], 0.1)
-            schedule, seen = make(optimizer), []
-            for _ in range(30):
-                optimizer.step()
-                schedule.step()
-                seen.append(optimizer.param_groups[0]["lr"])
-                assert type(seen[-1]) is type(schedule.get_last_lr()[0]) is float
-        return seen
-
-    ours = rates(exact.mode())
-    assert ours == pytest.approx(rates(contextlib.nullcontext()), rel=1e-12)
+    ours, native = rates(make, exact.mode()), rates(make, contextlib.nullcontext())
+    assert ours == pytest.approx(native, rel=1e-12)
+    assert {type(rate) for rate in (*ours, *native)} == {float}
     power = Base.__pow__
     monkeypatch.setattr(Base, "__pow__", lambda x, n: Base(power(x, n) * 1.5))
-    changed = rates(exact.mode()) != ours  # so they do take them
+    changed = rates(make, exact.mode()) != ours  # so they do take them
     assert changed or "Exponential" in type(make(optim.SGD([X], 0.1))).__name__
 
 
@@ -241,22 +246,12 @@ def test_a_schedule_does_not_depend_on_the_cosine_of_the_platform(
     make: Callable[[optim.Optimizer], optim.lr_scheduler.LRScheduler],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def rates(context: contextlib.AbstractContextManager[None]) -> list[float]:
-        with context:
-            optimizer = optim.SGD([torch.ones(2, requires_grad=True)], 0.1)
-            schedule, seen = make(optimizer), []
-            for _ in range(30):
-                optimizer.step()
-                schedule.step()
-                seen.append(float(optimizer.param_groups[0]["lr"]))
-        return seen
-
-    ours, native = rates(exact.mode()), rates(contextlib.nullcontext())
+    ours, native = rates(make, exact.mode()), rates(make, contextlib.nullcontext())
     assert ours == pytest.approx(native, rel=1e-12, abs=1e-15)
     cos = math.cos
     monkeypatch.setattr(math, "cos", lambda x: math.nextafter(cos(x), 0))
-    assert rates(exact.mode()) == ours
-    assert rates(contextlib.nullcontext()) != native  # the control
+    assert rates(make, exact.mode()) == ours
+    assert rates(make, contextlib.nullcontext()) != native  # the control
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from stages import evaluate, record
 from tests import servers
 from tests.conftest import Clone, Program, contents
 from tests.disks import UNLIMITED, limit
-from tests.test_sharing import BUCKET, OUTPUTS, remote_commands
+from tests.servers import BUCKET, remote_commands
+from tests.test_sharing import OUTPUTS
 from tools import repair
 
 pytestmark = pytest.mark.slow
