@@ -71,7 +71,7 @@ def test_a_queue_loses_nothing_and_goes_on_after_a_diverged_training(
     clone.run("dvc", "exp", "run", "--queue", "-S", f"lr={','.join(rates)}", *targets)
     assert not Path("mlflow.db").exists()
     clone.run("dvc", "queue", "start", "--jobs", jobs)
-    deadline = time.monotonic() + 1800
+    deadline = time.monotonic() + 3600
     while re.search("Queued|Running", status := clone.run("dvc", "queue", "status")):
         assert time.monotonic() < deadline, status
         time.sleep(2)

@@ -20,7 +20,7 @@ from tests.test_sharing import OUTPUTS
 from tools import repair
 
 pytestmark = pytest.mark.slow
-fault = partial(pytest.mark.fault.with_args, "13. Sharing")
+fault = partial(pytest.mark.fault.with_args, "14. Sharing")
 KEY, SECRET = "team-key", "team-secret"
 KEYS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_MAX_ATTEMPTS": "1"}
 WRONG = KEYS | {"AWS_SECRET_ACCESS_KEY": "another-secret"}

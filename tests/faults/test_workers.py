@@ -19,7 +19,7 @@ from tests.conftest import contents
 from tracking.repository import ROOT
 
 pytestmark = pytest.mark.slow
-fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "12. Several workers")
+fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "13. Several workers")
 MODEL = "linear_regression"
 RESULTS = schema.results(MODEL)
 TIMEOUT = 5.0  # seconds instead of 40
