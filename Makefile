@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro repair test test-all lint compare replay promote report ui audit bench verify-exact lock
+.PHONY: help setup repro repair test test-all lint sweep compare replay promote report ui audit bench verify-exact lock
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
@@ -50,6 +50,9 @@ lint: setup  ## check style and types
 	@ruff check
 	@ruff format --check
 	@mypy
+
+sweep: setup  ## run many experiments at once: make sweep ARGS="-S lr=0.03,0.1 -S 'seed=range(1,6)'"
+	@python -m tools.sweep $(ARGS)
 
 compare: setup  ## print the recorded experiments as one table, best validation first
 	@python -m tools.compare

@@ -1,0 +1,70 @@
+"""A sweep against `dvc exp run`, one experiment after the other, and what a cluster needs itself.
+
+    python -m benchmarks.sweep           # experiments of linear regression, which take no time
+    python -m benchmarks.sweep 12 120    # how the time grows with their number
+
+Each side runs in a fresh clone of the commit, so no experiment is known.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+
+from lab.common.commands import output
+from tools.cluster import Sweep
+from tracking import repository
+
+TARGET = "record@linear_regression"
+
+
+def main() -> None:
+    """Print the seconds of both sides, and of the start of a cluster, and its memory."""
+    parser = argparse.ArgumentParser(description="Time sweeps.")
+    parser.add_argument("numbers", nargs="*", type=int, default=[12])
+    numbers = parser.parse_args().numbers
+    seconds, memory = start()
+    print(f"{os.cpu_count()} cores; a cluster starts in {seconds:.1f} s, {memory:.0f} MiB\n")
+    print(f"{'experiments':>11}{'one by one':>14}{'sweep':>14}{'ratio':>8}{'per experiment':>18}")
+    for number in numbers:
+        alone = timed([["dvc", "exp", "run", f"-Sseed={n}", TARGET] for n in range(1, number + 1)])
+        swept = timed(
+            [[sys.executable, "-m", "tools.sweep", f"-Sseed=range(1,{number + 1})", TARGET]]
+        )
+        row = f"{number:11}{alone:12.1f} s{swept:12.1f} s{swept / alone:8.2f}"
+        print(f"{row}{swept / number:16.2f} s")
+
+
+def start() -> tuple[float, float]:
+    """The seconds until a local cluster is ready, and the memory of its processes in MiB."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        client = Sweep(None, os.cpu_count() or 1, stack).client
+        client.wait_for_workers(os.cpu_count() or 1)
+        seconds = time.monotonic() - began
+        # What several processes share is counted once for each.
+        used = [process.memory_info().rss for process in psutil.Process().children(recursive=True)]
+    return seconds, sum(used) / 2**20
+
+
+def timed(commands: list[list[str]]) -> float:
+    """The seconds that the commands take in a fresh clone whose data is prepared."""
+    with tempfile.TemporaryDirectory() as temporary:
+        clone = Path(temporary, "clone")
+        repository.clone(clone)
+        environment = repository.environment()
+        output(["dvc", "repro", "--quiet", TARGET], clone, environment)
+        output(["git", "checkout", "--quiet", "--force", "HEAD"], clone, environment)
+        began = time.monotonic()
+        for command in commands:
+            output(command, clone, environment)
+        return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Experiments on a cluster: real processes of Dask, DVC and MLflow, one of which is killed."""
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from lab.common.files import InputError
+from stages import record
+from tests import servers
+from tests.conftest import Clone, Program
+from tools import cluster, sweep
+from tools.worker import Job
+from tracking.repository import ROOT
+
+MODEL = "linear_regression"  # the fastest
+TARGET = f"record@{MODEL}"
+SWEEP = (sys.executable, "-m", "tools.sweep")
+
+
+def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
+    """A worker of the sweep that has begun an experiment."""
+    while True:
+        assert process.poll() is None
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # of one that has just ended
+                if "tools.worker" in child.cmdline():
+                    return child.parents()[0]
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_a_worker_and_a_training_that_diverges(
+    clone: Clone, finished: Clone, tmp_path: Path, run_all: bool
+) -> None:
+    store = f"sqlite:///{clone.folder}/mlflow.db"
+    edited = {"batch_size: 10\n": "batch_size: 20\n"}
+    clone.edit(edited)  # not committed
+    command = [*SWEEP, "--workers", "2", "-S", "lr=0.01,0.1,1000", TARGET]
+    with subprocess.Popen(
+        command, cwd=clone.folder, env=clone.environment, stdout=PIPE, stderr=PIPE
+    ) as process:
+        worker_of(process).kill()
+        printed, errors = (text.decode() for text in process.communicate())
+    assert process.returncode == 1 and "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: lr-1000-") and "training diverged" in line
+    assert "lr=0.01" in printed and "lr=0.1" in printed and "lr=1000" not in printed
+
+    _, *made = servers.runs(store, MODEL)
+    done = {r.data.params["lr"]: r for r in made if r.info.status == "FINISHED"}
+    assert done.keys() == {"0.01", "0.1"} and clone.statuses().count("FINISHED") == 5
+    assert {run.data.params["batch_size"] for run in made} == {"20"}
+    assert "RUNNING" not in clone.statuses()
+    shown = clone.run("dvc", "exp", "show", "--md")
+    assert all(run.info.run_name in shown for run in done.values())
+    assert clone.run("git", "status", "--porcelain").split() == ["M", "params.yaml"]
+    again = clone.try_(*command)
+    assert "2 of 3 experiments are known" in again.stderr and again.stdout == printed
+
+    if run_all:  # elsewhere, so that nothing comes from the cache
+        other = finished.copy(tmp_path / "other")
+        other.edit(edited)
+        other.run("dvc", "exp", "run", "--name", "alone", "-S", "lr=0.1", TARGET)
+        alone = servers.runs(f"sqlite:///{other.folder}/mlflow.db", MODEL)[-1]
+        assert alone.data.tags["fingerprint"] == done["0.1"].data.tags["fingerprint"]
+
+
+@pytest.mark.slow
+def test_different_bytes_of_one_experiment_are_an_alarm_and_equal_ones_are_one_run(
+    clone: Clone, in_process: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"sqlite:///{clone.folder}/mlflow.db"
+    monkeypatch.setenv("DVC_EXP_NAME", "twice")
+    for _ in range(2):
+        assert in_process(record, MODEL).returncode == 0
+    job = Job("twice", "", b"", (), (), shared=False)
+    assert len(servers.runs(store, MODEL)) == 3
+    cluster.settle([job])
+    assert len(servers.runs(store, MODEL)) == 2
+
+    assert in_process(record, MODEL).returncode == 0
+    run = servers.runs(store, MODEL)[-1].info.run_id
+    MlflowClient(store).set_tag(run, "fingerprint", "0" * 64)
+    MlflowClient(store).set_tag(run, "platform", "another")
+    with pytest.raises(InputError, match="twice: linear_regression has different bytes on"):
+        cluster.settle([job])
+    assert len(servers.runs(store, MODEL)) == 3  # both are kept
+
+
+@pytest.mark.slow
+def test_a_search_on_one_worker_and_on_two_finds_the_same(
+    finished: Clone, tmp_path: Path, run_all: bool
+) -> None:
+    if not run_all:
+        pytest.skip("runs with --all")
+    tables = []
+    for workers in ("1", "2"):
+        clone = finished.copy(tmp_path / workers)
+        clone.forget_runs()
+        changes = ("--search", "lr=log(1e-3,1)", "--trials", "4", "--model", MODEL, "--prune")
+        printed = clone.run(*SWEEP, "--workers", workers, *changes)
+        assert "best: trial " in printed
+        (table,) = clone.folder.glob("searches/*/history.csv")
+        tables.append(table.read_text())
+        assert clone.run("git", "status", "--porcelain") == ""
+    assert tables[0] == tables[1]
+
+
+@pytest.fixture
+def repository_(git: Clone) -> Clone:
+    """A repository with parameters and stages, but no data."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, name)
+    shutil.copytree(ROOT / ".dvc", ".dvc", ignore=lambda *_: {"cache", "tmp"})
+    git.commit("all")
+    return git
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "nothing to vary"),
+        ("-S lr", "expected NAME=VALUES"),
+        ("-S lr=0.1,", "expected NAME=VALUES"),
+        ("-S seed=range(1,3", "expected NAME=VALUES"),
+        ("-S other=1", "other=1: no parameter of params.yaml"),
+        ("-S lr=0.1,x", "lr=x: lr = 'x': expected a valid number"),
+        ("-S dvc.yaml:stages=1", "dvc.yaml: expected parameters of params.yaml"),
+        ("-S lr=0.1 nothing", "nothing: expected a stage of dvc.yaml"),
+        ("-S lr=0.1 --workers 0", "--workers 0: expected 1 or more"),
+        ("-S lr=0.1 --scheduler 10.0.0.1", "expected the address of a scheduler"),
+        ("-S lr=0.1 --scheduler tcp://10.0.0.1:8786", "use tls:// with certificates"),
+        ("-S lr=0.1 --scheduler tcp://127.0.0.1:1", "push it first"),
+        ("--search lr=log(0,1) --model mlp", "expected NAME=log"),
+        ("--search other=log(1,2) --model mlp", "no parameter of params.yaml"),
+        ("--search lr=log(1,2)", "--model None: expected of"),
+        ("--search lr=log(1,2) --model other", "--model other: expected of"),
+        ("--search lr=log(1,2) --model mlp --trials 0", "--trials 0: expected 1 or more"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(
+    repository_: Clone, in_process: Program, arguments: str, expected: str
+) -> None:
+    done = in_process(sweep, *arguments.split())
+    assert done.returncode and expected in done.stderr.splitlines()[-1]
+    assert not Path("mlflow.db").exists() and not Path(".dvc/tmp/sweep").exists()
+
+
+@pytest.mark.parametrize("address", ["tls://10.0.0.1:8786", "tcp://127.0.0.1:1", "tcp://[::1]:1"])
+def test_addresses_of_this_machine_and_those_with_tls_are_allowed(address: str) -> None:
+    cluster.require_private(address, insecure=False)

@@ -1,0 +1,227 @@
+"""Runs experiments on a cluster of Dask: the cores of this machine, or many machines.
+
+An experiment is a pure function of commit and parameters. So any worker may run any of them, and
+twice if need be.
+"""
+
+import contextlib
+import functools
+import hashlib
+import ipaddress
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+import pandas as pd
+from tqdm import tqdm
+
+from lab import params
+from lab.common.commands import output
+from lab.common.files import InputError, one_line
+from tools import compare
+from tools.worker import REMOTE, Job, compute, ref
+from tracking import repository, store
+from tracking.repository import ROOT
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+NAME = "tags.DVC_EXP_NAME"  # of a run, the name of its experiment
+
+
+class Sweep:
+    """Runs experiments, on the cluster at the address or on a local one that `stack` closes."""
+
+    def __init__(self, address: str | None, workers: int, stack: contextlib.ExitStack) -> None:
+        self.address, self.workers, self.stack = address, workers, stack
+        self.failures: dict[str, str] = {}  # why experiments failed, by their names
+
+    @functools.cached_property
+    def client(self) -> "Client":
+        """Dask's, connected when first needed. Raises InputError where no scheduler answers."""
+        import dask
+        from distributed import Client, LocalCluster
+
+        # A worker gets an experiment when it has none, so that one that joins later gets some.
+        dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
+        if self.address:
+            try:
+                return cast("Client", self.stack.enter_context(Client(self.address, timeout=10)))
+            except OSError as error:
+                why = one_line(error)
+                raise InputError(f"no scheduler answers at {self.address}: {why}") from error
+        folder = ROOT / ".dvc/tmp/sweep"  # on the disk of the cache, which can then be linked
+        folder.mkdir(parents=True, exist_ok=True)
+        local = LocalCluster(
+            host="127.0.0.1",
+            n_workers=self.workers,
+            threads_per_worker=1,
+            memory_limit=None,
+            dashboard_address=None,
+            worker_dashboard_address=None,
+            local_directory=str(folder),
+            silence_logs="CRITICAL",
+        )
+        return cast("Client", self.stack.enter_context(Client(self.stack.enter_context(local))))
+
+    def run(self, combinations: Sequence[Sequence[str]], targets: Sequence[str]) -> list[Job]:
+        """Run the experiments that are not known, and return all of them.
+
+        Dask gives an experiment whose worker died to another one, up to three times. Raises
+        InputError where two workers have got different bytes.
+        """
+        jobs = plan(combinations, targets, bool(self.address))
+        refs = repository.git("for-each-ref", "--format=%(refname)", "refs/exps").decode().split()
+        known = {ref.rpartition("/")[2] for ref in refs}
+        names = {job.name: job for job in jobs}
+        missing = [job for name, job in names.items() if name not in known]
+        done = len(names) - len(missing)
+        if done:
+            print(f"{done} of {len(names)} experiments are known", file=sys.stderr)
+        if missing:
+            from distributed import as_completed
+
+            submit = functools.partial(self.client.submit, compute, pure=False)
+            futures = {submit(job, key=job.name): job for job in missing}
+            if not self.client.nthreads():
+                print("waiting for a worker to join the cluster", file=sys.stderr)
+            with tqdm(total=len(names), initial=done, unit="experiment", disable=None) as bar:
+                for future in as_completed(list(futures)):
+                    job = futures[future]
+                    error = future.exception()
+                    if why := one_line(error) if error else future.result():
+                        self.failures[job.name] = why
+                    elif job.shared:
+                        fetch(job)
+                    bar.update()
+            settle(jobs)
+        return jobs
+
+
+def expand(settings: Sequence[str]) -> list[list[str]]:
+    """All combinations of the parameters' values, each as changes for `dvc exp run -S`.
+
+    Raises InputError for what is no parameter, no list of values, or no valid value.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.cli_parse import to_path_overrides
+    from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+    from hydra.errors import HydraException
+
+    try:
+        overrides = to_path_overrides(settings)
+        sweeps = get_hydra_sweeps(overrides)
+    except (DvcException, HydraException, ValueError) as error:
+        raise InputError(
+            f"-S {' '.join(settings)}: expected NAME=VALUES, as lr=0.1,0.3 or seed=range(1,6)"
+        ) from error
+    if set(overrides) != {"params.yaml"}:
+        raise InputError(f"{', '.join(overrides)}: expected parameters of params.yaml")
+    combinations = [sweep["params.yaml"] for sweep in sweeps]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "params.yaml")
+        for changes in combinations:
+            path.write_bytes(params.PATH.read_bytes())
+            try:
+                apply_overrides(path, changes)
+                params.load(path)
+            except InputError as error:
+                why = str(error).removeprefix(f"{path}: ")
+                raise InputError(f"{' '.join(changes)}: {why}") from error
+            except DvcException as error:
+                raise InputError(f"{' '.join(changes)}: no parameter of params.yaml") from error
+    return combinations
+
+
+def require_private(address: str, insecure: bool) -> None:
+    """Raise InputError for an address of another machine without TLS, unless that was asked for."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    if parts.scheme not in ("tcp", "tls") or not host:
+        raise InputError(f"{address}: expected the address of a scheduler, as tls://host:8786")
+    if parts.scheme == "tcp" and not here and not insecure:
+        raise InputError(
+            f"{address}: without TLS anybody in the network can run code on all machines: use"
+            " tls:// with certificates (docs/sweeps.md), or say --insecure"
+        )
+
+
+def plan(combinations: Iterable[Sequence[str]], targets: Sequence[str], shared: bool) -> list[Job]:
+    """An experiment for each combination, with a name made of all that decides its results.
+
+    Raises InputError where a cluster's workers could not get the commit.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        for target in targets:
+            try:
+                repo.stage.collect(target)
+            except DvcException as error:
+                raise InputError(f"{target}: expected a stage of dvc.yaml") from error
+    commit, patch = repository.state()
+    if shared and not repository.git("branch", "--remotes", "--contains", commit).strip():
+        raise InputError(f"commit {commit[:7]} is not in {REMOTE}: push it first")
+    jobs = []
+    for changes in combinations:
+        content = hashlib.sha256(patch).hexdigest()
+        id_ = digest(commit, content, *sorted(changes), "", *sorted(targets))
+        readable = re.sub(r"[^\w.]+|\.(?!\d)", "-", " ".join(changes)).strip("-.")[:40]
+        name = f"{readable}-{id_}"
+        jobs.append(Job(name, commit, patch, tuple(changes), tuple(targets), shared))
+    return jobs
+
+
+def digest(*parts: str) -> str:
+    """A short name of what the parts say."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
+
+
+def fetch(job: Job) -> None:
+    """Get from the remotes an experiment that a worker elsewhere has left there."""
+    if not ref(ROOT, job.name):
+        output([sys.executable, "-m", "dvc", "exp", "pull", REMOTE, job.name], ROOT)
+
+
+def settle(jobs: Sequence[Job]) -> None:
+    """Leave one run of each experiment and model in MLflow's store.
+
+    A worker that was killed can have left a run that nobody ends, or one that another worker
+    records again. Raises InputError where two workers have got different bytes.
+    """
+    client = store.connect()
+    names = {job.name for job in jobs}
+    ids = [found.experiment_id for found in client.search_experiments()]
+    for run in client.search_runs(ids, "attributes.status = 'RUNNING'"):
+        if run.data.tags.get(NAME.removeprefix("tags.")) in names:
+            client.set_terminated(run.info.run_id, "FAILED")
+    runs = recorded(jobs)
+    alarms = []
+    for (name, model), group in runs.groupby([NAME, "model"]):
+        first, *others = group.sort_values("start_time").to_dict("records")
+        for other in others:
+            if other["tags.fingerprint"] != first["tags.fingerprint"]:
+                platforms = f"{first['tags.platform']} and {other['tags.platform']}"
+                alarms.append(f"{name}: {model} has different bytes on {platforms}")
+            else:
+                client.delete_run(other["run_id"])
+    if alarms:
+        raise InputError("; ".join(alarms))
+
+
+def recorded(jobs: Sequence[Job]) -> pd.DataFrame:
+    """The finished runs of the experiments, newest first, as of `compare.recorded`."""
+    try:
+        runs = compare.recorded(list(params.load().models))
+    except InputError:  # nothing is recorded yet
+        return pd.DataFrame({NAME: []})
+    return runs[runs[NAME].isin([job.name for job in jobs])]

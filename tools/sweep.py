@@ -1,0 +1,137 @@
+"""Run many experiments at once, on the cores of this machine or on a cluster of Dask.
+
+    make sweep ARGS="-S 'lr=0.01,0.03,0.1' -S 'seed=range(1,6)'"
+    python -m tools.sweep -S 'lr=0.01,0.03,0.1' -S 'seed=range(1,6)' record@mlp
+    python -m tools.sweep -S 'seed=range(1,6)' --search 'lr=log(1e-3,1)' --trials 20 --model mlp
+
+Every combination is one experiment of DVC and one run of each model in MLflow. What is known is not
+run again: the same command goes on where it was interrupted. Results do not depend on which worker
+computed them, nor on how often.
+"""
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab import params
+from lab.common.files import InputError
+from stages import command
+from tools import compare
+from tools.cluster import NAME, Sweep, digest, expand, recorded, require_private
+from tracking import repository
+
+SEARCHES = Path("searches")
+
+
+def main() -> None:
+    """Parameters in; experiments, runs and a table out. Exits with 1 where an experiment failed."""
+    parser = argparse.ArgumentParser(description="Run many experiments at once.")
+    parser.add_argument("targets", nargs="*", help="stages, as for dvc exp run; by default all")
+    parser.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="as for dvc exp run --queue: lr=0.1,0.3 or 'seed=range(1,6)'",
+    )
+    parser.add_argument(
+        "--scheduler",
+        default=os.environ.get("DASK_SCHEDULER_ADDRESS"),
+        metavar="ADDRESS",
+        help="a cluster's, as tls://host:8786; by default processes of this machine",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="by default as cores")
+    parser.add_argument(
+        "--insecure", action="store_true", help="use a cluster of other machines without TLS"
+    )
+    parser.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="NAME=DISTRIBUTION",
+        help="log(1e-3,1), uniform(0,0.5), int(1,9) or choice([256],[512,256])",
+    )
+    parser.add_argument("--trials", type=int, default=40, help="of a search")
+    parser.add_argument("--model", help="the one whose validation result a search improves")
+    parser.add_argument("--prune", action="store_true", help="stop trials that are behind")
+    arguments = parser.parse_args()
+    for name in ("workers", "trials"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} {getattr(arguments, name)}: expected 1 or more")
+    if arguments.scheduler:
+        require_private(arguments.scheduler, arguments.insecure)
+    with contextlib.ExitStack() as stack:
+        sweep = Sweep(arguments.scheduler, arguments.workers, stack)
+        try:
+            (search if arguments.search else grid)(sweep, arguments)
+        finally:
+            for name, why in sweep.failures.items():
+                print(f"failed: {name}: {why}", file=sys.stderr)
+    sys.exit(bool(sweep.failures) and not arguments.search)
+
+
+def grid(sweep: Sweep, arguments: argparse.Namespace) -> None:
+    """Run all combinations, and print their results."""
+    if not arguments.set_param:
+        raise InputError("nothing to vary: expected one or more of -S NAME=VALUES, or --search")
+    runs = recorded(sweep.run(expand(arguments.set_param), arguments.targets))
+    if len(runs):
+        print(compare.readable(compare.compared(runs)).to_string(index=False))
+
+
+def search(sweep: Sweep, arguments: argparse.Namespace) -> None:
+    """Run the trials of a search, print them and the best, and save their history.
+
+    Each trial is run with every combination of -S; its value is the mean of theirs.
+    """
+    p = params.load()
+    if arguments.model not in p.models:
+        raise InputError(f"--model {arguments.model}: expected of {', '.join(p.models)}")
+    model, fixed = arguments.model, arguments.set_param
+    from tools import search as searching  # Optuna takes a second to import
+
+    def values(setting: str) -> list[str]:
+        return [changes[-1] for changes in expand([setting])]
+
+    distributions = dict(searching.distribution(s, values) for s in arguments.search)
+    measure = p.dataset(model).task.measures[0]
+    task = searching.Search(
+        distributions,
+        arguments.trials,
+        p.seed,
+        measure != "loss",
+        p.training(model).epochs,
+        arguments.prune,
+    )
+
+    def evaluate(trials: Sequence[Sequence[str]], epochs: int) -> list[float | None]:
+        whole = [] if epochs == task.epochs else [f"{model}.epochs={epochs}"]
+        combinations = [expand([*fixed, *trial, *whole]) for trial in trials]
+        jobs = sweep.run([c for found in combinations for c in found], [f"record@{model}"])
+        runs = recorded(jobs)
+        found = dict(zip(runs[NAME], runs.get(f"metrics.validation_{measure}", []), strict=True))
+        results = iter(jobs)
+        means = []
+        for group in combinations:
+            own = [found.get(next(results).name) for _ in group]
+            values = [value for value in own if value is not None]
+            means.append(sum(values) / len(own) if len(values) == len(own) else None)
+        return means
+
+    study = searching.search(task, evaluate)
+    what = [*fixed, *arguments.search, model, str(arguments.trials), str(arguments.prune)]
+    folder = SEARCHES / digest(repository.state()[0], *what)
+    searching.save(study, folder)
+    print(searching.history(study).to_string(index=False))
+    print(f"\nbest: trial {study.best_trial.number}, validation {measure} {study.best_value:.4f}")
+    print(shlex.join(f"-S{change}" for change in study.best_trial.user_attrs["changes"]))
+    print(f"{folder}: history.csv and history.png")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,104 @@
+"""What a worker of a sweep does: one experiment by `dvc exp run`, in a clone of its own.
+
+A worker is a process of Dask that was started in a checkout of this repository. It shares the
+checkout's cache, so it trains nothing that any worker has trained before. It leaves the experiment
+in the checkout, where `dvc exp show` finds it.
+"""
+
+import dataclasses
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from distributed import get_worker
+
+from lab.common.commands import output
+from lab.common.files import InputError
+from lab.common.workspace import end_with_parent
+from tracking import repository, store
+from tracking.repository import ROOT
+
+REMOTE = "origin"  # of git, by which machines share commits and experiments
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An experiment. It names no path, address or key of a machine."""
+
+    name: str
+    commit: str
+    patch: bytes  # what the user's working tree adds to the commit
+    changes: tuple[str, ...]  # as after `dvc exp run -S`
+    targets: tuple[str, ...]
+    shared: bool  # whether workers are elsewhere, and share by git's and DVC's remote
+
+
+def compute(job: Job) -> str:
+    """Run the experiment; return why it failed, in one line, or nothing."""
+    clone = Path(get_worker().local_directory, "clone")
+    environment = repository.environment() | {
+        key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")
+    }
+    environment["MLFLOW_TRACKING_URI"] = store.store_uri()
+    try:
+        _check_out(job, clone, environment)
+        words = [sys.executable, "-m", "tools.worker", "exp", "run", "--name", job.name]
+        words += [f"--set-param={change}" for change in job.changes]
+        words += ["--pull"] * job.shared
+        output([*words, *job.targets], clone, environment)
+        made = ref(clone, job.name)
+        if not ref(ROOT, job.name):  # another worker may have been faster
+            _git(clone, "push", "--quiet", str(ROOT), f"{made}:{made}")
+        if job.shared:
+            dvc = [sys.executable, "-m", "dvc", "exp", "push", "--run-cache", REMOTE, job.name]
+            output(dvc, ROOT)
+    except InputError as error:
+        return str(error).removeprefix("python -m: ")
+    return ""
+
+
+def _check_out(job: Job, clone: Path, environment: dict[str, str]) -> None:
+    """The job's commit and patch, in a clone that shares objects and cache with the checkout."""
+    try:
+        _git(ROOT, "cat-file", "-e", f"{job.commit}^{{commit}}")
+    except InputError:
+        _git(ROOT, "fetch", "--quiet", REMOTE)
+    if not clone.exists():
+        from dvc.repo import Repo
+
+        _git(ROOT, "clone", "--quiet", "--shared", "--no-checkout", ".", str(clone))
+        with Repo(str(ROOT)) as repo:
+            cache = repo.cache.local.path
+        _git(clone, "checkout", "--quiet", "--detach", job.commit)
+        if (local := ROOT / ".dvc/config.local").exists():  # the user's keys, with its mode
+            shutil.copy2(local, clone / ".dvc")
+        folder = str(Path(cache).parents[1])
+        output([sys.executable, "-m", "dvc", "cache", "dir", "--local", folder], clone, environment)
+    _git(clone, "checkout", "--quiet", "--force", "--detach", job.commit)
+    _git(clone, "clean", "--quiet", "--force", "-d")
+    if old := ref(clone, job.name):  # of an attempt that failed on its way
+        _git(clone, "update-ref", "-d", old)
+    if job.patch:
+        patch = clone / ".dvc/tmp/changes.patch"
+        patch.parent.mkdir(exist_ok=True)
+        patch.write_bytes(job.patch)
+        _git(clone, "apply", "--index", "--whitespace=nowarn", str(patch))
+
+
+def ref(repo: Path, name: str) -> str:
+    """The reference of an experiment in a repository; nothing where it has none."""
+    refs = _git(repo, "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    return next((ref for ref in refs if ref.endswith(f"/{name}")), "")
+
+
+def _git(repo: Path, *arguments: str) -> str:
+    return output(["git", *arguments], repo, repository.environment()).decode()
+
+
+if __name__ == "__main__":
+    # A worker may be killed: then DVC must not go on.
+    end_with_parent()
+    from dvc.cli import main
+
+    sys.exit(main(sys.argv[1:]))
