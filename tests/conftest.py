@@ -40,6 +40,7 @@ SHORT = {
     "  - 256\n  - 128\n": "  - 16\n",
 }
 LONGEST = ("test_pipeline.py", "test_extending.py")  # of the test modules, in time
+LONGEST_OF_ALL = ("test_server.py", *LONGEST)  # with --all
 # Where MLflow's tables say where artifacts are.
 ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -53,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Draw samples, and put the test modules into an order that keeps two workers busy.
 
     Of a test marked `sample(n)`, n cases are drawn, the same ones each time; with --all, all are.
-    Two workers begin with the longest modules, and make the `finished` pipeline. Others begin
+    Some workers begin with the longest modules, and make the `finished` pipeline. The others begin
     with the quick modules, which do not need it.
     """
     drawn = defaultdict(list)
@@ -69,13 +70,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    order = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, 3 if item.path in slow else 2))
+    longest = LONGEST_OF_ALL if config.getoption("--all") else LONGEST
+    order = {name: number for number, name in enumerate(longest)}
+    items.sort(key=lambda item: order.get(item.path.name, 4 if item.path in slow else 3))
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, as many tests wait for a server or a process."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are cores, as many tests wait for a server or a process."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.fixture(scope="session")
