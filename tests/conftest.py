@@ -308,7 +308,7 @@ def in_process(
         monkeypatch.setattr(sys, "argv", [str(module.__file__), *arguments])
         monkeypatch.delenv("DVC_STAGE", raising=False)
         capsys.readouterr()
-        store = os.environ.get("MLFLOW_TRACKING_URI")
+        environment = dict(os.environ)
         start = stages.run if module.__name__.startswith("stages.") else stages.command
         code: Any = 0
         try:
@@ -317,8 +317,8 @@ def in_process(
             code = end.code
         finally:  # MLflow keeps the store in a variable, and in the environment
             mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
-            os.environ |= {"MLFLOW_TRACKING_URI": store} if store else {}
+            os.environ.clear()
+            os.environ.update(environment)
         out, err = capsys.readouterr()
         return subprocess.CompletedProcess([module.__name__, *arguments], code, out, err)
 
