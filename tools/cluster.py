@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import ipaddress
+import logging
 import re
 import sys
 import tempfile
@@ -46,14 +47,15 @@ class Sweep:
         import dask
         from distributed import Client, LocalCluster
 
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # told in one line
         # A worker gets an experiment when it has none, so that one that joins later gets some.
         dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
         if self.address:
             try:
                 return cast("Client", self.stack.enter_context(Client(self.address, timeout=10)))
-            except OSError as error:
+            except (OSError, TypeError, ValueError) as error:  # TLS without certificates, too
                 why = one_line(error)
-                raise InputError(f"no scheduler answers at {self.address}: {why}") from error
+                raise InputError(f"{self.address}: no scheduler can be used: {why}") from error
         folder = ROOT / ".dvc/tmp/sweep"  # on the disk of the cache, which can then be linked
         folder.mkdir(parents=True, exist_ok=True)
         local = LocalCluster(
@@ -65,6 +67,7 @@ class Sweep:
             worker_dashboard_address=None,
             local_directory=str(folder),
             silence_logs="CRITICAL",
+            preload=[compute.__module__],
         )
         return cast("Client", self.stack.enter_context(Client(self.stack.enter_context(local))))
 
@@ -84,20 +87,26 @@ class Sweep:
             print(f"{done} of {len(names)} experiments are known", file=sys.stderr)
         if missing:
             from distributed import as_completed
+            from distributed.client import FutureCancelledError
 
             submit = functools.partial(self.client.submit, compute, pure=False)
             futures = {submit(job, key=job.name): job for job in missing}
             if not self.client.nthreads():
                 print("waiting for a worker to join the cluster", file=sys.stderr)
             with tqdm(total=len(names), initial=done, unit="experiment", disable=None) as bar:
-                for future in as_completed(list(futures)):
-                    job = futures[future]
-                    error = future.exception()
-                    if why := one_line(error) if error else future.result():
-                        self.failures[job.name] = why
-                    elif job.shared:
-                        fetch(job)
-                    bar.update()
+                try:
+                    for future in as_completed(list(futures)):
+                        job = futures[future]
+                        error = future.exception()
+                        if why := one_line(error) if error else future.result():
+                            self.failures[job.name] = why
+                        elif job.shared:
+                            fetch(job)
+                        bar.update()
+                except FutureCancelledError as error:
+                    raise InputError(
+                        "the connection to the scheduler was lost: the same command goes on"
+                    ) from error
             settle(jobs)
         return jobs
 
@@ -223,5 +232,6 @@ def recorded(jobs: Sequence[Job]) -> pd.DataFrame:
     try:
         runs = compare.recorded(list(params.load().models))
     except InputError:  # nothing is recorded yet
-        return pd.DataFrame({NAME: []})
+        runs = pd.DataFrame()
+    runs = runs.reindex(columns=runs.columns.union([NAME, "model"]))
     return runs[runs[NAME].isin([job.name for job in jobs])]

@@ -8,6 +8,7 @@ in the checkout, where `dvc exp show` finds it.
 import dataclasses
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +33,11 @@ class Job:
     changes: tuple[str, ...]  # as after `dvc exp run -S`
     targets: tuple[str, ...]
     shared: bool  # whether workers are elsewhere, and share by git's and DVC's remote
+
+
+def dask_setup(_: object) -> None:
+    """Called by Dask in the workers of this machine: Ctrl-C is for the sweep, which ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def compute(job: Job) -> str:
