@@ -42,10 +42,10 @@ def main() -> None:
 
 def start() -> tuple[float, float]:
     """The seconds until a local cluster is ready, and the memory of its processes in MiB."""
+    cores = os.cpu_count() or 1
     began = time.monotonic()
     with ExitStack() as stack:
-        client = Sweep(None, os.cpu_count() or 1, stack).client
-        client.wait_for_workers(os.cpu_count() or 1)
+        Sweep(None, cores, stack).client.wait_for_workers(cores)
         seconds = time.monotonic() - began
         # What several processes share is counted once for each.
         used = [process.memory_info().rss for process in psutil.Process().children(recursive=True)]

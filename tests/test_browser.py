@@ -83,8 +83,8 @@ def clone(
     finished: Clone = request.getfixturevalue("finished")
     clone = finished.copy(tmp_path_factory.mktemp("browser") / "clone")
     # In a plot of one epoch, the lines would be points.
-    changes = ["lr=0.1", *(f"{model}.epochs=2" for model in FIGURES)]
-    clone.run("dvc", "exp", "run", "--name", "faster", *(f"-S{change}" for change in changes))
+    settings = ["lr=0.1", *(f"{model}.epochs=2" for model in FIGURES)]
+    clone.run("dvc", "exp", "run", "--name", "faster", *(f"--set-param={s}" for s in settings))
     return clone
 
 

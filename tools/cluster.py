@@ -42,20 +42,31 @@ class Sweep:
         self.failures: dict[str, str] = {}  # why experiments failed, by their names
 
     @functools.cached_property
+    def code(self) -> tuple[str, bytes]:
+        """The commit and the uncommitted changes, for all experiments those of the first one.
+
+        Raises InputError where a cluster's workers could not get the commit.
+        """
+        commit, patch = repository.state()
+        if self.address and not repository.git("branch", "--remotes", "--contains", commit).strip():
+            raise InputError(f"commit {commit[:7]} is not in {REMOTE}: push it first")
+        return commit, patch
+
+    @functools.cached_property
     def client(self) -> "Client":
         """Dask's, connected when first needed. Raises InputError where no scheduler answers."""
         import dask
         from distributed import Client, LocalCluster
 
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # told in one line
-        # A worker gets an experiment when it has none, so that one that joins later gets some.
-        dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
         if self.address:
             try:
                 return cast("Client", self.stack.enter_context(Client(self.address, timeout=10)))
             except (OSError, TypeError, ValueError) as error:  # TLS without certificates, too
                 why = one_line(error)
                 raise InputError(f"{self.address}: no scheduler can be used: {why}") from error
+        # A worker gets an experiment when it has none, so that none waits behind a long one.
+        dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
         folder = ROOT / ".dvc/tmp/sweep"  # on the disk of the cache, which can then be linked
         folder.mkdir(parents=True, exist_ok=True)
         local = LocalCluster(
@@ -71,13 +82,22 @@ class Sweep:
         )
         return cast("Client", self.stack.enter_context(Client(self.stack.enter_context(local))))
 
-    def run(self, combinations: Sequence[Sequence[str]], targets: Sequence[str]) -> list[Job]:
-        """Run the experiments that are not known, and return all of them.
+    def jobs(self, combinations: Iterable[Sequence[str]], targets: Sequence[str]) -> list[Job]:
+        """An experiment for each combination, with a name made of all that decides its results."""
+        jobs = []
+        for changes in combinations:
+            id_ = digest(*self.code, *sorted(changes), "", *sorted(targets))
+            readable = re.sub(r"[^\w.]+|\.(?!\d)", "-", " ".join(changes)).strip("-.")[:40]
+            name, shared = f"{readable}-{id_}", bool(self.address)
+            jobs.append(Job(name, *self.code, tuple(changes), tuple(targets), shared))
+        return jobs
+
+    def run(self, jobs: Sequence[Job]) -> pd.DataFrame:
+        """Run the experiments that are not known, and return the finished runs of all.
 
         Dask gives an experiment whose worker died to another one, up to three times. Raises
         InputError where two workers have got different bytes.
         """
-        jobs = plan(combinations, targets, bool(self.address))
         refs = repository.git("for-each-ref", "--format=%(refname)", "refs/exps").decode().split()
         known = {ref.rpartition("/")[2] for ref in refs}
         names = {job.name: job for job in jobs}
@@ -107,8 +127,7 @@ class Sweep:
                     raise InputError(
                         "the connection to the scheduler was lost: the same command goes on"
                     ) from error
-            settle(jobs)
-        return jobs
+        return settle(jobs)
 
 
 def expand(settings: Sequence[str]) -> list[list[str]]:
@@ -163,11 +182,8 @@ def require_private(address: str, insecure: bool) -> None:
         )
 
 
-def plan(combinations: Iterable[Sequence[str]], targets: Sequence[str], shared: bool) -> list[Job]:
-    """An experiment for each combination, with a name made of all that decides its results.
-
-    Raises InputError where a cluster's workers could not get the commit.
-    """
+def require_stages(targets: Iterable[str]) -> None:
+    """Raise InputError for what is no stage."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -177,32 +193,22 @@ def plan(combinations: Iterable[Sequence[str]], targets: Sequence[str], shared: 
                 repo.stage.collect(target)
             except DvcException as error:
                 raise InputError(f"{target}: expected a stage of dvc.yaml") from error
-    commit, patch = repository.state()
-    if shared and not repository.git("branch", "--remotes", "--contains", commit).strip():
-        raise InputError(f"commit {commit[:7]} is not in {REMOTE}: push it first")
-    jobs = []
-    for changes in combinations:
-        content = hashlib.sha256(patch).hexdigest()
-        id_ = digest(commit, content, *sorted(changes), "", *sorted(targets))
-        readable = re.sub(r"[^\w.]+|\.(?!\d)", "-", " ".join(changes)).strip("-.")[:40]
-        name = f"{readable}-{id_}"
-        jobs.append(Job(name, commit, patch, tuple(changes), tuple(targets), shared))
-    return jobs
 
 
-def digest(*parts: str) -> str:
+def digest(*parts: str | bytes) -> str:
     """A short name of what the parts say."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
+    lines = (part if isinstance(part, str) else hashlib.sha256(part).hexdigest() for part in parts)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:10]
 
 
 def fetch(job: Job) -> None:
     """Get from the remotes an experiment that a worker elsewhere has left there."""
     if not ref(ROOT, job.name):
-        output([sys.executable, "-m", "dvc", "exp", "pull", REMOTE, job.name], ROOT)
+        output(["dvc", "exp", "pull", REMOTE, job.name], ROOT, repository.environment())
 
 
-def settle(jobs: Sequence[Job]) -> None:
-    """Leave one run of each experiment and model in MLflow's store.
+def settle(jobs: Sequence[Job]) -> pd.DataFrame:
+    """Leave one finished run of each experiment and model in MLflow's store, and return these.
 
     A worker that was killed can have left a run that nobody ends, or one that another worker
     records again. Raises InputError where two workers have got different bytes.
@@ -213,25 +219,20 @@ def settle(jobs: Sequence[Job]) -> None:
     for run in client.search_runs(ids, "attributes.status = 'RUNNING'"):
         if run.data.tags.get(NAME.removeprefix("tags.")) in names:
             client.set_terminated(run.info.run_id, "FAILED")
-    runs = recorded(jobs)
-    alarms = []
+    runs = compare.finished(list(params.load().models))
+    runs = runs.reindex(columns=runs.columns.union([NAME, "model", "run_id"]))
+    runs = runs[runs[NAME].isin(names)]
+    doubles, alarms = [], []
     for (name, model), group in runs.groupby([NAME, "model"]):
         first, *others = group.sort_values("start_time").to_dict("records")
         for other in others:
-            if other["tags.fingerprint"] != first["tags.fingerprint"]:
+            if other["tags.fingerprint"] == first["tags.fingerprint"]:
+                doubles.append(other["run_id"])
+            else:
                 platforms = f"{first['tags.platform']} and {other['tags.platform']}"
                 alarms.append(f"{name}: {model} has different bytes on {platforms}")
-            else:
-                client.delete_run(other["run_id"])
+    for run_id in doubles:
+        client.delete_run(run_id)
     if alarms:
         raise InputError("; ".join(alarms))
-
-
-def recorded(jobs: Sequence[Job]) -> pd.DataFrame:
-    """The finished runs of the experiments, newest first, as of `compare.recorded`."""
-    try:
-        runs = compare.recorded(list(params.load().models))
-    except InputError:  # nothing is recorded yet
-        runs = pd.DataFrame()
-    runs = runs.reindex(columns=runs.columns.union([NAME, "model"]))
-    return runs[runs[NAME].isin([job.name for job in jobs])]
+    return runs[~runs["run_id"].isin(doubles)]

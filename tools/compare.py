@@ -52,7 +52,15 @@ def main() -> None:
 
 
 def recorded(models: Sequence[str]) -> pd.DataFrame:
-    """The finished runs of the models, newest first. Raises InputError where nothing is recorded.
+    """What `finished` returns. Raises InputError where that is no run."""
+    runs = finished(models)
+    if runs.empty:
+        raise InputError("no finished run is recorded: `make repro` or `dvc exp run` records some")
+    return runs
+
+
+def finished(models: Sequence[str]) -> pd.DataFrame:
+    """The finished runs of the models, newest first. Raises InputError where the store fails.
 
     To MLflow's columns are added `model` and `changes`: the parameters that differ from HEAD's.
     """
@@ -63,7 +71,7 @@ def recorded(models: Sequence[str]) -> pd.DataFrame:
         finished, newest = "attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
         runs = mlflow.search_runs(ids, finished, order_by=newest) if ids else pd.DataFrame()
     if runs.empty:
-        raise InputError("no finished run is recorded: `make repro` or `dvc exp run` records some")
+        return runs
     runs["model"] = runs["experiment_id"].map(names)
     committed = {model: committed_parameters("HEAD", model) for model in models}
     runs["changes"] = [changes(row, committed[row["model"]]) for _, row in runs.iterrows()]

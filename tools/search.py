@@ -96,6 +96,7 @@ def search(task: Search, evaluate: Evaluate) -> optuna.Study:
                 break
             values = evaluate(list(going.values()), epochs)
             for trial, value in zip(list(going), values, strict=True):
+                trial.set_user_attr("epochs", epochs)
                 if value is None:
                     study.tell(trial, state=TrialState.FAIL)
                 elif epochs == task.epochs:
@@ -119,7 +120,7 @@ def history(study: optuna.Study) -> pd.DataFrame:
             "trial": trial.number,
             "changes": " ".join(trial.user_attrs["changes"]),
             "state": trial.state.name.lower(),
-            "epochs": trial.last_step or "all",
+            "epochs": trial.user_attrs["epochs"],
             "validation": trial.value,
         }
         for trial in study.trials

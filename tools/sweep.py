@@ -17,12 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from lab import params
 from lab.common.files import InputError
 from stages import command
 from tools import compare
-from tools.cluster import NAME, Sweep, digest, expand, recorded, require_private
-from tracking import repository
+from tools.cluster import NAME, Sweep, digest, expand, require_private, require_stages
 
 SEARCHES = Path("searches")
 
@@ -79,7 +80,9 @@ def grid(sweep: Sweep, arguments: argparse.Namespace) -> None:
     """Run all combinations, and print their results."""
     if not arguments.set_param:
         raise InputError("nothing to vary: expected one or more of -S NAME=VALUES, or --search")
-    runs = recorded(sweep.run(expand(arguments.set_param), arguments.targets))
+    combinations = expand(arguments.set_param)
+    require_stages(arguments.targets)
+    runs = sweep.run(sweep.jobs(combinations, arguments.targets))
     if len(runs):
         print(compare.readable(compare.compared(runs)).to_string(index=False))
 
@@ -93,7 +96,7 @@ def search(sweep: Sweep, arguments: argparse.Namespace) -> None:
     if arguments.model not in p.models:
         raise InputError(f"--model {arguments.model}: expected of {', '.join(p.models)}")
     model, fixed = arguments.model, arguments.set_param
-    from tools import search as searching  # Optuna takes a second to import
+    from tools import search as searching  # a grid does not need Optuna
 
     def values(setting: str) -> list[str]:
         return [changes[-1] for changes in expand([setting])]
@@ -111,21 +114,17 @@ def search(sweep: Sweep, arguments: argparse.Namespace) -> None:
 
     def evaluate(trials: Sequence[Sequence[str]], epochs: int) -> list[float | None]:
         whole = [] if epochs == task.epochs else [f"{model}.epochs={epochs}"]
-        combinations = [expand([*fixed, *trial, *whole]) for trial in trials]
-        jobs = sweep.run([c for found in combinations for c in found], [f"record@{model}"])
-        runs = recorded(jobs)
-        found = dict(zip(runs[NAME], runs.get(f"metrics.validation_{measure}", []), strict=True))
-        results = iter(jobs)
-        means = []
-        for group in combinations:
-            own = [found.get(next(results).name) for _ in group]
-            values = [value for value in own if value is not None]
-            means.append(sum(values) / len(own) if len(values) == len(own) else None)
-        return means
+        groups = [
+            sweep.jobs(expand([*fixed, *trial, *whole]), [f"record@{model}"]) for trial in trials
+        ]
+        runs = sweep.run([job for group in groups for job in group]).set_index(NAME)
+        found = runs.get(f"metrics.validation_{measure}", pd.Series(dtype=float))
+        means = [found.reindex([j.name for j in group]).mean(skipna=False) for group in groups]
+        return [None if pd.isna(mean) else float(mean) for mean in means]
 
     study = searching.search(task, evaluate)
     what = [*fixed, *arguments.search, model, str(arguments.trials), str(arguments.prune)]
-    folder = SEARCHES / digest(repository.state()[0], *what)
+    folder = SEARCHES / digest(*sweep.code, *what)
     searching.save(study, folder)
     print(searching.history(study).to_string(index=False))
     print(f"\nbest: trial {study.best_trial.number}, validation {measure} {study.best_value:.4f}")

@@ -57,10 +57,10 @@ def compute(job: Job) -> str:
         if not ref(ROOT, job.name):  # another worker may have been faster
             _git(clone, "push", "--quiet", str(ROOT), f"{made}:{made}")
         if job.shared:
-            dvc = [sys.executable, "-m", "dvc", "exp", "push", "--run-cache", REMOTE, job.name]
-            output(dvc, ROOT)
+            push = ["dvc", "exp", "push", "--run-cache", REMOTE, job.name]
+            output(push, ROOT, environment)
     except InputError as error:
-        return str(error).removeprefix("python -m: ")
+        return str(error).removeprefix(f"{Path(sys.executable).name} -m: ")
     return ""
 
 
@@ -73,14 +73,15 @@ def _check_out(job: Job, clone: Path, environment: dict[str, str]) -> None:
     if not clone.exists():
         from dvc.repo import Repo
 
-        _git(ROOT, "clone", "--quiet", "--shared", "--no-checkout", ".", str(clone))
         with Repo(str(ROOT)) as repo:
-            cache = repo.cache.local.path
-        _git(clone, "checkout", "--quiet", "--detach", job.commit)
+            cache = Path(repo.cache.local.path).parents[1]
+        fresh = clone.with_name("fresh")  # a clone without this cache must not stay
+        shutil.rmtree(fresh, ignore_errors=True)
+        _git(ROOT, "clone", "--quiet", "--shared", ".", str(fresh))
         if (local := ROOT / ".dvc/config.local").exists():  # the user's keys, with its mode
-            shutil.copy2(local, clone / ".dvc")
-        folder = str(Path(cache).parents[1])
-        output([sys.executable, "-m", "dvc", "cache", "dir", "--local", folder], clone, environment)
+            shutil.copy2(local, fresh / ".dvc")
+        output(["dvc", "cache", "dir", "--local", cache], fresh, environment)
+        fresh.rename(clone)
     _git(clone, "checkout", "--quiet", "--force", "--detach", job.commit)
     _git(clone, "clean", "--quiet", "--force", "-d")
     if old := ref(clone, job.name):  # of an attempt that failed on its way
@@ -94,8 +95,7 @@ def _check_out(job: Job, clone: Path, environment: dict[str, str]) -> None:
 
 def ref(repo: Path, name: str) -> str:
     """The reference of an experiment in a repository; nothing where it has none."""
-    refs = _git(repo, "for-each-ref", "--format=%(refname)", "refs/exps").split()
-    return next((ref for ref in refs if ref.endswith(f"/{name}")), "")
+    return _git(repo, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").strip()
 
 
 def _git(repo: Path, *arguments: str) -> str:

@@ -64,8 +64,9 @@ def test_proposals_lie_within_the_distributions_and_follow_the_results() -> None
 def test_with_pruning_few_trials_are_run_for_all_epochs() -> None:
     found, ran = study(trials=24, prune=True)
     assert ran[1] == 24 > ran[3] > ran[9] > 0
-    states = search.history(found)["state"]
-    assert (states == "complete").sum() == ran[9] and (states == "pruned").any()
+    rows = search.history(found)
+    assert (rows["state"] == "complete").sum() == ran[9] and (rows["state"] == "pruned").any()
+    assert (rows["epochs"] == 9).equals(rows["state"] == "complete")
     _, everything = study(trials=24)
     assert everything[9] == 24 and everything[1] == 0  # the control
 

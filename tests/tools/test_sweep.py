@@ -78,6 +78,7 @@ def test_different_bytes_of_one_experiment_are_an_alarm_and_equal_ones_are_one_r
     clone: Clone, in_process: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = f"sqlite:///{clone.folder}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)  # which MLflow sets here for the whole process
     monkeypatch.setenv("DVC_EXP_NAME", "twice")
     for _ in range(2):
         assert in_process(record, MODEL).returncode == 0
@@ -115,7 +116,7 @@ def test_a_search_on_one_worker_and_on_two_finds_the_same(
 
 
 @pytest.fixture
-def repository_(git: Clone) -> Clone:
+def project(git: Clone) -> Clone:
     """A repository with parameters and stages, but no data."""
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, name)
@@ -147,7 +148,7 @@ def repository_(git: Clone) -> Clone:
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(
-    repository_: Clone, in_process: Program, arguments: str, expected: str
+    project: Clone, in_process: Program, arguments: str, expected: str
 ) -> None:
     done = in_process(sweep, *arguments.split())
     assert done.returncode and expected in done.stderr.splitlines()[-1]
