@@ -1,13 +1,18 @@
 """The pipeline against a real MLflow server, which keeps runs in PostgreSQL or in sqlite."""
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
 
 import exact
@@ -18,6 +23,7 @@ from tests import servers
 from tests.conftest import Clone, Program
 from tests.servers import MODELS, Stage
 from tools import compare, replay
+from tracking.run import log_data
 
 pytestmark = pytest.mark.slow
 LINEAR = "linear_regression"
@@ -140,6 +146,29 @@ def test_recorders_that_start_together_all_record(
     assert "reproduces" not in runs[0].data.tags
     client.rename_experiment(runs[0].info.experiment_id, "of three")
     client.rename_experiment(experiment, LINEAR)
+
+
+def log_together(client: MlflowClient, experiment: str, together: threading.Barrier) -> int:
+    """Log a data set to a new run when all are ready; the number of those that the run has."""
+    data = MetaDataset(  # type: ignore[abstract]  # as it is documented
+        CodeDatasetSource({"path": "data"}), name="data", digest="0" * 32
+    )
+    run_id = client.create_run(experiment).info.run_id
+    with mlflow.start_run(run_id=run_id):
+        together.wait()
+        log_data(data, "training")
+    return len(client.get_run(run_id).inputs.dataset_inputs)
+
+
+def test_the_same_data_logged_at_the_same_time_is_logged_for_every_run(address: str) -> None:
+    client = MlflowClient(address)
+    mlflow.set_tracking_uri(address)
+    for number in range(10):  # without the second attempt, it fails in some rounds
+        experiment = client.create_experiment(f"data {number}")
+        with ThreadPoolExecutor(4) as threads:
+            ready = threading.Barrier(4)
+            logs = [threads.submit(log_together, client, experiment, ready) for _ in range(4)]
+            assert [log.result() for log in logs] == [1] * 4
 
 
 def test_compare_and_replay_read_the_runs_of_the_server(

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from lab.networks import Shape
@@ -93,11 +94,25 @@ def _log(client: mlflow.MlflowClient, run_id: str, result: Result, patch: bytes)
             dataset = MetaDataset(  # type: ignore[abstract]  # as it is documented
                 source, name=path.parent.name, digest=digest[:32]
             )
-            mlflow.log_input(dataset, context=path.stem)
+            log_data(dataset, path.stem)
         elif path.suffix == ".safetensors":
             log_model(client, run_id, path, result.shape)
         else:
             client.log_artifact(run_id, str(path))
+
+
+def log_data(data: MetaDataset, context: str) -> None:
+    """Log a data set that the run has used.
+
+    MLflow creates what it does not find, without a lock. Where another process has just created the
+    same, PostgreSQL refuses the second; then it is found.
+    """
+    try:
+        mlflow.log_input(data, context=context)
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        mlflow.log_input(data, context=context)
 
 
 def record_failure(
