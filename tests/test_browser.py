@@ -125,17 +125,15 @@ def row(cell: Locator) -> Locator:
 
 
 def check_curves(page: Page, *runs: str) -> None:
-    """The page has one chart, in which the runs, of one and two epochs, differ in colour."""
+    """The page has one chart, with a curve for each of the runs, of one and two epochs."""
     legend = page.get_by_text("(validation_loss)")
     expect(legend).to_have_text([f"{run} (validation_loss)" for run in runs])
     lines = page.locator(".js-line")
     expect(lines).to_have_count(2 * len(runs))  # a smoothed line and a fainter exact one
-    curves = {
-        line.evaluate("line => line.style.stroke"): line.get_attribute("d") or ""
-        for line in lines.all()
-    }
-    assert len(curves) == len(set(curves.values())) == len(runs)
-    assert sorted("L" in curve for curve in curves.values()) == [False, True]
+    # Their colours can be equal: MLflow takes one of 20 by the run's random id.
+    curves = {line.get_attribute("d") or "" for line in lines.all()}
+    assert len(curves) == len(runs)
+    assert sorted("L" in curve for curve in curves) == [False, True]
 
 
 def test_a_link_opens_the_results_and_two_runs_are_compared(
