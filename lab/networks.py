@@ -4,11 +4,12 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import exact
 from lab.common.files import InputError, one_line, read_tensors, write_tensors
@@ -99,7 +100,8 @@ def load(path: Path) -> Model:
         kind = str(description["kind"])
         architecture = architecture_class(kind).model_validate(description["architecture"])
         shape = Shape.model_validate(description["shape"])
-        with torch.device("meta"):  # without memory, whatever sizes an untrusted file may claim
+        # Without memory, whatever sizes an untrusted file may claim.
+        with torch.device("meta"), _WithoutDraws():
             network = architecture.build(shape.inputs, shape.outputs).eval()
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RecursionError, RuntimeError) as error:
@@ -110,6 +112,17 @@ def load(path: Path) -> Model:
         if floats and (tensor.dtype != torch.float32 or not torch.isfinite(tensor).all()):
             raise InputError(f"{path}: {name} should be finite float32 numbers")
     return Model(kind, architecture, shape, network)
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """`normal_` does nothing. Without memory it would load PyTorch's compiler, which takes long."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def layers(network: nn.Module) -> dict[str, nn.Module]:

@@ -45,7 +45,7 @@ def running(
     folder: Path,
     settings: Mapping[str, str] | None = None,
     **options: Any,
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server that is ready. At the end, all processes that it started are ended.
 
     The settings are added to its environment; the options are those of Popen.
@@ -65,7 +65,7 @@ def running(
         while not ready():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        yield
+        yield process
     finally:
         # On SIGTERM, PostgreSQL would wait until its clients leave.
         for number in (signal.SIGINT, signal.SIGKILL):

@@ -1,14 +1,19 @@
 """Two clones that share git, an S3 server and an MLflow server alone, as docs/sharing.md says.
 
-Alice computes, records and pushes. Bob pulls, compares, replays, promotes and serves.
+Alice computes, records and pushes. Bob pulls, compares, replays, promotes and serves. A sweep runs
+on a cluster of further clones.
 """
 
 import json
 import os
 import re
 import secrets
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,10 +24,12 @@ import pytest
 import requests
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from safetensors.numpy import load_file
 
 import exact
 from lab.common import files
+from stages import evaluate, prepare, train
 from tests import servers
 from tests.conftest import Clone, Program, contents
 from tests.servers import BUCKET, MODELS, Stage, remote_commands
@@ -33,6 +40,7 @@ OUTPUTS = ("data/**/*", "results/**/*.safetensors", "results/**/*.csv", "results
 LINEAR = "linear_regression"
 EXPERIMENT = ("dvc", "exp", "run", "-S", f"{LINEAR}.epochs=2", f"train@{LINEAR}")
 TRAINS = f"python -m stages.train {LINEAR}"
+Started = AbstractContextManager[subprocess.Popen[bytes]]
 
 
 class Team(NamedTuple):
@@ -80,6 +88,7 @@ def team(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def clone_of(team: Team, folder: Path) -> Clone:
     """A clone of Alice's repository by somebody else, without data and results."""
+    folder.mkdir(parents=True, exist_ok=True)
     clone = Clone(folder, team.alice.mirror)
     clone.run("git", "clone", "--quiet", (team.alice.folder / "../origin").resolve().as_uri(), ".")
     return clone
@@ -182,3 +191,90 @@ def test_the_run_of_another_is_compared_promoted_and_served(
         with exact.mode():
             assert outputs.softmax(1).amax(1).tolist() == [float(r["probability"]) for r in rows]
     assert not os.environ.get("AWS_ACCESS_KEY_ID")  # only the servers had the keys
+
+
+def cluster_program(name: str, folder: Path, *arguments: str, **settings: str) -> Started:
+    """A scheduler or worker of Dask, started in the folder as docs/sweeps.md says."""
+    command = [sys.executable, "-m", f"distributed.cli.dask_{name}", *arguments, "--no-dashboard"]
+    return servers.running(command, lambda: True, folder, settings)
+
+
+def test_a_sweep_loses_nothing_on_workers_that_join_late_or_die(
+    team: Team,
+    finished: Clone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Program,
+    run_all: bool,
+) -> None:
+    if not run_all:
+        pytest.skip("runs with --all")
+    settings, port = team.settings | team.keys, servers.free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    folder = team.s3.parent / "cluster"  # among the files that must not have the keys
+    user = clone_of(team, folder / "user")
+    command = [sys.executable, "-m", "tools.sweep", "--scheduler", address]
+    command += ["-S", "lr=0.01,0.03,0.1", "-S", "seed=range(1,9)"]
+
+    def scheduler(place: Path) -> Started:
+        options = ("--host", "127.0.0.1", "--port", str(port))
+        saturation = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0"}
+        return cluster_program("scheduler", place, *options, **saturation)
+
+    def worker(number: int) -> Started:
+        clone = clone_of(team, folder / str(number))
+        places = ("--host", f"127.0.0.{number}", "--local-directory", ".dvc/tmp")
+        options = ("--nthreads", "1", "--no-nanny")
+        return cluster_program("worker", clone.folder, address, *places, *options, **settings)
+
+    def recorded() -> list[tuple[tuple[str, str, str], Run]]:
+        """The finished runs of the sweep, each with its model, learning rate and seed."""
+        return [
+            ((model, run.data.params["lr"], run.data.params["seed"]), run)
+            for model in MODELS
+            for run in servers.runs(team.settings["MLFLOW_TRACKING_URI"], model)
+            if run.info.status == "FINISHED" and run.info.run_name.startswith("lr-")
+        ]
+
+    with scheduler(tmp_path):
+        done = user.try_(*command, **settings)
+        assert done.returncode == 1 and "must be started in clones" in done.stderr
+
+    with ExitStack() as stack:
+        stack.enter_context(scheduler(clone_of(team, folder / "1").folder))
+        first, _ = (stack.enter_context(worker(number)) for number in (2, 3))
+        environment = user.environment | settings
+        with subprocess.Popen(
+            command, cwd=user.folder, env=environment, stderr=subprocess.PIPE
+        ) as process:
+            for number, then in ((4, lambda: stack.enter_context(worker(4))), (30, first.kill)):
+                while len(recorded()) < number and process.poll() is None:
+                    time.sleep(1)
+                then()
+            _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+
+    made = dict(recorded())
+    assert len(made) == len(recorded()) == 24 * len(MODELS)
+    shown = user.run("dvc", "exp", "show", "--md", "--num", "1")
+    assert all(run.info.run_name in shown for run in made.values())
+    for number in (2, 3, 4):
+        (of_worker,) = folder.glob(f"{number}/.dvc/tmp/**/clone")
+        assert Clone(of_worker, user.mirror).run("git", "for-each-ref", "refs/exps")  # took part
+
+    # The stages alone, on one machine, make the same files.
+    alone = finished.copy(tmp_path / "alone")
+    monkeypatch.chdir(alone.folder)
+    Path("dvc.lock").unlink()
+    committed = Path("params.yaml").read_text()
+    for (model, lr, seed), run in made.items():
+        changes = {r"^lr: .*": f"lr: {lr}", r"^seed: .*": f"seed: {seed}"}
+        changed = committed
+        for old, new in changes.items():
+            changed = re.sub(old, new, changed, flags=re.MULTILINE)
+        Path("params.yaml").write_text(changed)
+        for stage, argument in ((prepare, "regression_data"), (train, model), (evaluate, model)):
+            assert in_process(stage, argument).returncode == 0
+        tags = {k: v for k, v in run.data.tags.items() if k.startswith("sha256.")}
+        assert len(tags) > 6
+        assert tags == {tag: files.sha256(Path(tag.removeprefix("sha256."))) for tag in tags}

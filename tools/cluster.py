@@ -118,6 +118,11 @@ class Sweep:
                     for future in as_completed(list(futures)):
                         job = futures[future]
                         error = future.exception()
+                        if "deserialization" in str(error):
+                            raise InputError(
+                                f"{self.address}: the scheduler and its workers must be started in"
+                                " clones of this repository, with its environment"
+                            )
                         if why := one_line(error) if error else future.result():
                             self.failures[job.name] = why
                         elif job.shared:

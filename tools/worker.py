@@ -16,11 +16,16 @@ from distributed import get_worker
 
 from lab.common.commands import output
 from lab.common.files import InputError
-from lab.common.workspace import end_with_parent
 from tracking import repository, store
 from tracking.repository import ROOT
 
 REMOTE = "origin"  # of git, by which machines share commits and experiments
+# DVC's command line. A worker may be killed: then DVC must not go on.
+DVC = """import sys
+from lab.common.workspace import end_with_parent
+end_with_parent()
+from dvc.cli import main
+sys.exit(main(sys.argv[1:]))"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,7 @@ def compute(job: Job) -> str:
     environment["MLFLOW_TRACKING_URI"] = store.store_uri()
     try:
         _check_out(job, clone, environment)
-        words = [sys.executable, "-m", "tools.worker", "exp", "run", "--name", job.name]
+        words = [sys.executable, "-c", DVC, "exp", "run", "--name", job.name]
         words += [f"--set-param={change}" for change in job.changes]
         words += ["--pull"] * job.shared
         output([*words, *job.targets], clone, environment)
@@ -60,7 +65,7 @@ def compute(job: Job) -> str:
             push = ["dvc", "exp", "push", "--run-cache", REMOTE, job.name]
             output(push, ROOT, environment)
     except InputError as error:
-        return str(error).removeprefix(f"{Path(sys.executable).name} -m: ")
+        return str(error).removeprefix(f"{Path(sys.executable).name} -c: ")
     return ""
 
 
@@ -100,11 +105,3 @@ def ref(repo: Path, name: str) -> str:
 
 def _git(repo: Path, *arguments: str) -> str:
     return output(["git", *arguments], repo, repository.environment()).decode()
-
-
-if __name__ == "__main__":
-    # A worker may be killed: then DVC must not go on.
-    end_with_parent()
-    from dvc.cli import main
-
-    sys.exit(main(sys.argv[1:]))

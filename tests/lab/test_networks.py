@@ -1,6 +1,8 @@
 """Models follow from their seed, are stored whole, and are read back only if they are whole."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,16 @@ def test_a_model_reads_back_and_its_file_is_always_the_same(tmp_path: Path) -> N
     with exact.mode():
         x = torch.ones(networks.BATCH + 1, 5)  # more than one batch
         assert torch.equal(back.predict(x), model.predict(x))  # without dropout
+
+
+def test_to_load_a_model_does_not_load_the_compiler(tmp_path: Path) -> None:
+    code = "import sys; from lab import networks; from pathlib import Path"
+    code += "; networks.load(Path(sys.argv[1])); print('torch._dynamo' in sys.modules)"
+    for model in (build(), build(16)):
+        model.save(tmp_path / "model")
+        command = [sys.executable, "-c", code, str(tmp_path / "model")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == "False\n"
 
 
 def test_features_of_another_shape_are_refused() -> None:

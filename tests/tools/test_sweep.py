@@ -31,7 +31,7 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
         assert process.poll() is None
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # of one that has just ended
-                if "tools.worker" in child.cmdline():
+                if "exp" in child.cmdline():
                     return child.parents()[0]
         time.sleep(0.1)
 
