@@ -47,8 +47,9 @@ def start() -> tuple[float, float]:
     with ExitStack() as stack:
         Sweep(None, cores, stack).client.wait_for_workers(cores)
         seconds = time.monotonic() - began
-        # What several processes share is counted once for each.
-        used = [process.memory_info().rss for process in psutil.Process().children(recursive=True)]
+        # What several processes share is counted once, in equal parts.
+        children = psutil.Process().children(recursive=True)
+        used = [process.memory_full_info().pss for process in children]
     return seconds, sum(used) / 2**20
 
 
