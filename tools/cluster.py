@@ -86,8 +86,9 @@ class Sweep:
         """An experiment for each combination, with a name made of all that decides its results."""
         jobs = []
         for changes in combinations:
-            id_ = digest(*self.code, *sorted(changes), "", *sorted(targets))
-            readable = re.sub(r"[^\w.]+|\.(?!\d)", "-", " ".join(changes)).strip("-.")[:40]
+            ordered = sorted(changes)
+            id_ = digest(*self.code, *ordered, "", *sorted(targets))
+            readable = re.sub(r"[^\w.]+|\.(?!\d)", "-", " ".join(ordered)).strip("-.")[:40]
             name, shared = f"{readable}-{id_}", bool(self.address)
             jobs.append(Job(name, *self.code, tuple(changes), tuple(targets), shared))
         return jobs
