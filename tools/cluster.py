@@ -67,8 +67,11 @@ class Sweep:
                 raise InputError(f"{self.address}: no scheduler can be used: {why}") from error
         # A worker gets an experiment when it has none, so that none waits behind a long one.
         dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
-        folder = ROOT / ".dvc/tmp/sweep"  # on the disk of the cache, which can then be linked
-        folder.mkdir(parents=True, exist_ok=True)
+        # Not within the checkout: Dask removes the clone of a worker that was killed, and its DVC,
+        # which lives for a moment longer, would then find the user's repository around it.
+        folder = self.stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
+        )
         local = LocalCluster(
             host="127.0.0.1",
             n_workers=self.workers,
@@ -76,7 +79,7 @@ class Sweep:
             memory_limit=None,
             dashboard_address=None,
             worker_dashboard_address=None,
-            local_directory=str(folder),
+            local_directory=folder,
             silence_logs="CRITICAL",
             preload=[compute.__module__],
         )
