@@ -57,11 +57,8 @@ def test_each_row_of_the_third_study_adds_to_the_one_above_it(
         [name, "5", f"{mean} ± 0.0016", "0.7000 ± 0.0000"]
         for name, mean in (("plain", "0.8030"), ("longer", "0.8130"), ("wider", "0.8230"))
     ]
-    fewer = runs[runs["params.seed"].ne("4") | runs["changes"].ne(changes[2])]
-    *_, last = studies.ingredient_table(fewer).splitlines()
-    assert last.replace(" ", "") == "|wider|4|notrun|notrun|"
-    with pytest.raises(InputError, match="no row has 5 seeds that are recorded"):
-        studies.ingredient_table(runs[runs["params.seed"].isin(["1", "2", "3", "4"])])
+    with pytest.raises(InputError, match="wider: fewer than 5 seeds are recorded"):
+        studies.ingredient_table(runs[runs["params.seed"].ne("4") | runs["changes"].ne(changes[2])])
 
 
 def test_a_study_that_was_not_run_says_which_line_to_run(runs: pd.DataFrame) -> None:
