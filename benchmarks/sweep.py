@@ -47,7 +47,7 @@ def start() -> tuple[float, float]:
     with ExitStack() as stack:
         Sweep(None, cores, stack).client.wait_for_workers(cores)
         seconds = time.monotonic() - began
-        # What several processes share is counted once, in equal parts.
+        # Memory that several processes share is divided among them.
         children = psutil.Process().children(recursive=True)
         used = [process.memory_full_info().pss for process in children]
     return seconds, sum(used) / 2**20

@@ -115,7 +115,7 @@ def load(path: Path) -> Model:
 
 
 class _WithoutDraws(TorchFunctionMode):
-    """`normal_` does nothing. Without memory it would load PyTorch's compiler, which takes long."""
+    """`normal_` does nothing. On the device "meta" it would load PyTorch's compiler."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

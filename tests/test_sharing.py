@@ -223,7 +223,7 @@ def test_a_sweep_loses_nothing_on_workers_that_join_late_or_die(
 
     def worker(number: int) -> Started:
         clone = clone_of(team, folder / str(number))
-        places = ("--host", f"127.0.0.{number}", "--local-directory", ".dvc/tmp")
+        places = ("--host", f"127.0.0.{number}", "--local-directory", str(clone.folder) + ".dask")
         options = ("--nthreads", "1", "--no-nanny")
         return cluster_program("worker", clone.folder, address, *places, *options, **settings)
 
@@ -236,7 +236,12 @@ def test_a_sweep_loses_nothing_on_workers_that_join_late_or_die(
             if run.info.status == "FINISHED" and run.info.run_name.startswith("lr-")
         ]
 
-    with scheduler(tmp_path):
+    def wait_for(number: int, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the sweep has recorded so many runs, or has ended."""
+        while len(recorded()) < number and process.poll() is None:
+            time.sleep(1)
+
+    with scheduler(tmp_path):  # not a clone
         done = user.try_(*command, **settings)
         assert done.returncode == 1 and "must be started in clones" in done.stderr
 
@@ -247,14 +252,14 @@ def test_a_sweep_loses_nothing_on_workers_that_join_late_or_die(
         with subprocess.Popen(
             command, cwd=user.folder, env=environment, stderr=subprocess.PIPE
         ) as process:
-            for number, then in ((4, lambda: stack.enter_context(worker(4))), (30, first.kill)):
-                while len(recorded()) < number and process.poll() is None:
-                    time.sleep(1)
-                then()
+            wait_for(4, process)
+            stack.enter_context(worker(4))
+            wait_for(30, process)
+            first.kill()
             _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
         for number in (2, 3, 4):  # each has run experiments
-            (place,) = folder.glob(f"{number}/.dvc/tmp/**/clone")
+            (place,) = folder.glob(f"{number}.dask/**/clone")
             assert Clone(place, user.mirror).run("git", "for-each-ref", "refs/exps")
 
     made = dict(recorded())

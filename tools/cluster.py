@@ -67,8 +67,8 @@ class Sweep:
                 raise InputError(f"{self.address}: no scheduler can be used: {why}") from error
         # A worker gets an experiment when it has none, so that none waits behind a long one.
         dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
-        # Not within the checkout: Dask removes the clone of a worker that was killed, and its DVC,
-        # which lives for a moment longer, would then find the user's repository around it.
+        # Not within the checkout: Dask removes the clone of a killed worker, whose DVC still lives
+        # for a moment. There, git would look further up and find the user's repository.
         folder = self.stack.enter_context(
             tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
         )

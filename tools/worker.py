@@ -20,12 +20,6 @@ from tracking import repository, store
 from tracking.repository import ROOT
 
 REMOTE = "origin"  # of git, by which machines share commits and experiments
-# DVC's command line. A worker may be killed: then DVC must not go on.
-DVC = """import sys
-from lab.common.workspace import end_with_parent
-end_with_parent()
-from dvc.cli import main
-sys.exit(main(sys.argv[1:]))"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +48,7 @@ def compute(job: Job) -> str:
     environment["MLFLOW_TRACKING_URI"] = store.store_uri()
     try:
         _check_out(job, clone, environment)
-        words = [sys.executable, "-c", DVC, "exp", "run", "--name", job.name]
+        words = [sys.executable, "-m", "tools.dvc", "exp", "run", "--name", job.name]
         words += [f"--set-param={change}" for change in job.changes]
         words += ["--pull"] * job.shared
         output([*words, *job.targets], clone, environment)
@@ -65,7 +59,7 @@ def compute(job: Job) -> str:
             push = ["dvc", "exp", "push", "--run-cache", REMOTE, job.name]
             output(push, ROOT, environment)
     except InputError as error:
-        return str(error).removeprefix(f"{Path(sys.executable).name} -c: ")
+        return str(error).removeprefix(f"{Path(sys.executable).name} -m: ")
     return ""
 
 

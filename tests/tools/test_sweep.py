@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from subprocess import PIPE
@@ -31,7 +32,7 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
         assert process.poll() is None
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # of one that has just ended
-                if "exp" in child.cmdline():
+                if "tools.dvc" in child.cmdline():
                     return child.parents()[0]
         time.sleep(0.1)
 
@@ -148,11 +149,18 @@ def project(git: Clone) -> Clone:
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(
-    project: Clone, in_process: Program, arguments: str, expected: str
+    project: Clone,
+    in_process: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    expected: str,
 ) -> None:
+    temporary = project.folder / "temporary"  # where the workers' clones would be
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     done = in_process(sweep, *arguments.split())
     assert done.returncode and expected in done.stderr.splitlines()[-1]
-    assert not Path("mlflow.db").exists()
+    assert not Path("mlflow.db").exists() and not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("address", ["tls://10.0.0.1:8786", "tcp://127.0.0.1:1", "tcp://[::1]:1"])
