@@ -1,26 +1,24 @@
-"""Powers in the Python code of PyTorch's optimisers and schedules, where no operation is seen.
+"""Powers in the Python code of PyTorch's optimisers, where no operation is seen.
 
 Adam computes `beta ** step` of Python numbers, which is the platform's own pow. While
 the mode is on, a hook gives it betas whose powers are repeated multiplications.
 """
 
-import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, optim
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler
 from torch.utils._python_dispatch import _disable_current_modes
 
 from exact import functions
 from exact.errors import NotExactError
 from exact.functions import power
 
-__all__ = ["after_step", "before_step", "exact_schedule", "restore"]
+__all__ = ["Base", "after_step", "before_step", "restore"]
 
 _KNOWN = (
     optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, optim.Adadelta, optim.Adamax,
@@ -107,33 +105,6 @@ def restore() -> None:
     """The same for optimisers of this thread whose step ended with an exception."""
     for optimizer in list(_STEPPING.optimizers):
         after_step(optimizer, (), {})
-
-
-@contextlib.contextmanager
-def exact_schedule(schedule: LRScheduler) -> Iterator[None]:
-    """Make the powers of a learning rate schedule exact, and leave plain numbers behind."""
-    names = [
-        name for name in ("gamma", "power") if isinstance(getattr(schedule, name, None), float)
-    ]
-    before = {name: getattr(schedule, name) for name in names}
-
-    def assign(kind: type[float]) -> None:
-        for name, value in before.items():
-            setattr(schedule, name, kind(value))
-        if isinstance(schedule, CyclicLR):
-            schedule._init_scale_fn()  # which has taken gamma
-
-    assign(Base)
-    try:
-        yield
-    finally:
-        assign(float)
-        for group in schedule.optimizer.param_groups:
-            if isinstance(group["lr"], Base):
-                group["lr"] = float(group["lr"])
-        schedule._last_lr = [
-            float(lr) if isinstance(lr, Base) else lr for lr in getattr(schedule, "_last_lr", [])
-        ]
 
 
 def _set_bases(optimizer: optim.Optimizer, kind: type[float]) -> None:

@@ -1,28 +1,26 @@
 """What the mode changes in the process: from the first block's begin to the last one's end.
 
-`import exact` changes nothing. The table in README.md has a row for each function here.
+`import exact` changes nothing. The table in README.md has a row for each change.
 """
 
 import contextlib
 import functools
-import math
 import os
 from collections.abc import Callable, Iterator
 from threading import Lock, RLock, Thread
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import _VF
 from torch._C._dynamo import eval_frame
-from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from exact import functions, optimizers
+from exact import optimizers
 from exact.dispatch import ExactMode, active
+from exact.schedules import exact_cosine, exact_powers
 
 __all__ = ["entered"]
 
@@ -132,42 +130,6 @@ def inheriting_threads() -> Iterator[None]:
     finally:
         if Thread.start is start:  # else another library has wrapped it since
             Thread.start = original  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def exact_cosine() -> Iterator[None]:
-    """Give learning rate schedules a cosine of ours: Python's is the platform's library."""
-
-    def cos(x: float) -> float:
-        return functions.cos(x) if active() else math.cos(x)
-
-    modules = [vars(module) for module in (lr_scheduler, swa_utils)]
-    before = [module["math"] for module in modules]
-    for module in modules:
-        module["math"] = SimpleNamespace(**vars(math) | {"cos": cos})
-    try:
-        yield
-    finally:
-        for module, original in zip(modules, before, strict=True):
-            module["math"] = original
-
-
-@contextlib.contextmanager
-def exact_powers() -> Iterator[None]:
-    """Give learning rate schedules powers of ours during their steps."""
-    original = lr_scheduler.LRScheduler.step
-
-    @functools.wraps(original)
-    def step(schedule: lr_scheduler.LRScheduler, *args: Any, **kwargs: Any) -> None:
-        with optimizers.exact_schedule(schedule) if active() else contextlib.nullcontext():
-            original(schedule, *args, **kwargs)
-
-    lr_scheduler.LRScheduler.step = step  # type: ignore[assignment,method-assign]
-    try:
-        yield
-    finally:
-        if lr_scheduler.LRScheduler.step is step:  # else another library has wrapped it since
-            lr_scheduler.LRScheduler.step = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -51,11 +51,9 @@ def loss(name: str, value: Callable[..., Tensor], slope: Callable[..., Tensor]) 
 
 def _smooth_l1(x: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
     d = (x - target).abs()
-    return (
-        d
-        if beta == 0
-        else torch.where(d < beta, d * d * 0.5 / torch.full_like(d, beta), d - 0.5 * beta)
-    )
+    if beta == 0:
+        return d
+    return torch.where(d < beta, d * d * 0.5 / torch.full_like(d, beta), d - 0.5 * beta)
 
 
 def _smooth_l1_slope(x: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:

@@ -46,7 +46,7 @@ def reference(name: str, *args: Any) -> Any:
 
 
 def kernel(library: ctypes.CDLL, name: str, *args: Any) -> Any:
-    return kernels._KERNELS[registry.named(name)](library, *args)
+    return kernels.registry.KERNELS[registry.named(name)](library, *args)
 
 
 def same(library: ctypes.CDLL, name: str, *args: Any) -> bool:

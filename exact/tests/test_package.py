@@ -56,11 +56,11 @@ def test_the_archives_hold_what_is_needed_and_no_more(python: Path) -> None:
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     modules = {
         path.relative_to(FOLDER.parent).as_posix()
-        for folder in (FOLDER, FOLDER / "operations")
-        for path in folder.glob("*.py")
+        for folder in (".", "distributed", "kernels", "operations")
+        for path in Path(FOLDER, folder).glob("*.py")
     }
     names = set(zipfile.ZipFile(wheel).namelist())
-    others = {"exact/kernels.c", "exact/py.typed"}
+    others = {"exact/kernels/kernels.c", "exact/py.typed"}
     assert {name for name in names if ".dist-info/" not in name} == modules | others
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}

@@ -1,0 +1,13 @@
+"""Compiled kernels of the operations that a training step spends its time in.
+
+They are optional. The implementations in PyTorch are the reference: a kernel has the same bits, or
+declines, as it does for numbers that are too large for it, and then the reference is called.
+"""
+
+from exact.kernels import operations as _operations  # noqa: F401  (registers them)
+from exact.kernels.products import multiply
+from exact.kernels.registry import find
+from exact.kernels.sgd import update
+from exact.kernels.shared_library import build, library
+
+__all__ = ["build", "find", "library", "multiply", "update"]

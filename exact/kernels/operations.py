@@ -1,0 +1,115 @@
+"""Kernels of sums, of the cross-entropy loss and of gathering bytes."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exact import grid
+from exact.bytes import mark_bytes, signed_bytes
+from exact.kernels.registry import is_float, is_plain, kernel
+
+
+@kernel("sum.dim_IntList")
+def _sum(
+    library: Any, x: Tensor, dims: list[int] | None, keepdim: bool = False, **dtype: Any
+) -> Tensor | None:
+    if not dims or len(dims) > 1 or dtype or not x.dim() or not is_plain(x):
+        return None
+    dim = dims[0] % x.dim()
+    shape = list(x.shape)
+    n = shape[dim]
+    outer, inner = _size(shape[:dim]), _size(shape[dim + 1 :])
+    shape[dim : dim + 1] = [1] if keepdim else []
+    return _summed(library, x, (outer, n, inner), 0, torch.empty(shape))
+
+
+@kernel("mean")
+def _mean(library: Any, x: Tensor, **dtype: Any) -> Tensor | None:
+    if dtype or not is_plain(x):
+        return None
+    return _summed(library, x, (1, x.numel(), 1), x.numel(), torch.empty(()))
+
+
+def _summed(
+    library: Any, x: Tensor, sizes: tuple[int, int, int], count: int, out: Tensor
+) -> Tensor | None:
+    bits = grid.sum_bits(sizes[1])
+    return None if library.sum(x.data_ptr(), *sizes, bits, count, out.data_ptr()) else out
+
+
+def _size(shape: list[int]) -> int:
+    return functools.reduce(int.__mul__, shape, 1)
+
+
+@kernel("_log_softmax")
+def _log_softmax(library: Any, x: Tensor, dim: int, half_to_float: bool) -> Tensor | None:
+    if not x.dim() or dim % x.dim() != x.dim() - 1 or not is_plain(x):
+        return None
+    n = x.shape[-1]
+    out = torch.empty_like(x)
+    sizes = (x.numel() // n, n, grid.sum_bits(n))
+    return None if library.log_softmax(x.data_ptr(), *sizes, out.data_ptr()) else out
+
+
+@kernel("_log_softmax_backward_data")
+def _log_softmax_backward(
+    library: Any, grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype
+) -> Tensor | None:
+    if dtype is not torch.float32 or dim % output.dim() != output.dim() - 1:
+        return None
+    if not is_plain(grad, output):
+        return None
+    n = output.shape[-1]
+    out = torch.empty_like(output)
+    arguments = (grad.data_ptr(), output.data_ptr(), output.numel() // n, n, grid.sum_bits(n))
+    return None if library.log_softmax_backward(*arguments, out.data_ptr()) else out
+
+
+def _is_class(x: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> bool:
+    """Whether it is the plain loss of each example."""
+    return bool(
+        weight is None and reduction == 0 and x.dim() == 2 and is_plain(x)
+        and target.dtype is torch.int64 and target.is_contiguous() and target.is_cpu
+        and target.shape == x.shape[:1]
+    )  # fmt: skip
+
+
+@kernel("nll_loss_forward")
+def _nll_loss(
+    library: Any, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignored: int
+) -> tuple[Tensor, Tensor] | None:
+    if not _is_class(x, target, weight, reduction):
+        return None
+    out = torch.empty(len(x))
+    arguments = (x.data_ptr(), target.data_ptr(), *x.shape, ignored, out.data_ptr())
+    return None if library.nll_loss(*arguments) else (out, x.new_zeros(()))
+
+
+@kernel("nll_loss_backward")
+def _nll_loss_backward(
+    library: Any, grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
+    ignored: int, total_weight: Tensor,
+) -> Tensor | None:  # fmt: skip
+    if not (_is_class(x, target, weight, reduction) and is_float(grad)):
+        return None
+    out = torch.empty_like(x)
+    arguments = (grad.data_ptr(), grad.stride()[0], target.data_ptr(), *x.shape, ignored)
+    return None if library.nll_loss_backward(*arguments, out.data_ptr()) else out
+
+
+@kernel("index_select")
+def _index_select(library: Any, x: Tensor, dim: int, index: Tensor) -> Tensor | None:
+    bytes_ = signed_bytes(x) if x.is_cpu and dim == 0 and x.numel() else None
+    if bytes_ is None or not bytes_.is_contiguous() or index.dim() != 1:
+        return None
+    if index.dtype is not torch.int64 or not index.is_contiguous():
+        return None
+    shape = (len(index), *x.shape[1:])
+    gathered, out = torch.empty(shape, dtype=torch.int8), torch.empty(shape)
+    failed = library.gather_bytes(
+        bytes_.data_ptr(), len(x), index.data_ptr(), len(index), x[0].numel(),
+        gathered.data_ptr(), out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return None if failed else mark_bytes(out, gathered)
