@@ -22,6 +22,8 @@ from benchmarks.environments import ENVIRONMENTS
 from tracking.repository import ROOT
 
 SIZES = {
+    "squeezenet1_1": 32,
+    "shufflenet_v2_x0_5": 32,
     "mobilenet_v3_small": 32,
     "resnet18": 32,
     "densenet121": 32,

@@ -1,0 +1,27 @@
+"""Models of torchvision train to the same bits whatever the processor's instructions."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tracking.repository import ROOT
+
+# As this machine computes, and as one without vector instructions.
+ENVIRONMENTS: tuple[dict[str, str], ...] = ({}, {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_a_model_of_torchvision_has_the_same_bits_and_natively_it_has_others(name: str) -> None:
+    def digests(arithmetic: str) -> set[str]:
+        command = [sys.executable, "-m", "benchmarks.models", "--train", name, arithmetic]
+        return {
+            subprocess.check_output(command, cwd=ROOT, env=os.environ | environment, text=True)
+            for environment in ENVIRONMENTS
+        }
+
+    assert len(digests("exact")) == 1
+    assert len(digests("native")) == 2  # the control
