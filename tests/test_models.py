@@ -9,7 +9,10 @@ import pytest
 from tracking.repository import ROOT
 
 # As this machine computes, and as one without vector instructions.
-ENVIRONMENTS: tuple[dict[str, str], ...] = ({}, {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"})
+ENVIRONMENTS: tuple[dict[str, str], ...] = (
+    {},
+    {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"},
+)
 
 
 @pytest.mark.slow
