@@ -8,10 +8,10 @@ import pytest
 
 from tracking.repository import ROOT
 
-# As this machine computes, and as one without vector instructions.
+# As this machine computes, and as one without vector instructions, in PyTorch's loops and in MKL.
 ENVIRONMENTS: tuple[dict[str, str], ...] = (
     {},
-    {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"},
+    {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
 )
 
 
