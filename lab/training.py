@@ -179,6 +179,7 @@ def train(
     if checkpoint and checkpoint.saved:
         at = _restore(checkpoint.saved, network, optimizer, schedule, average)
 
+    tqdm.monitor_interval = 0  # else a thread, which never ends, would keep the exact block open
     # No bar where standard error is a file or a pipe, and one for all workers.
     hidden = True if group and group.rank else None
     progress = tqdm(

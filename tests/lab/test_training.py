@@ -2,11 +2,13 @@
 
 import json
 import math
+import threading
 from typing import Any
 
 import pytest
 import torch
 from torch import nn, optim
+from tqdm import tqdm
 
 import exact
 from lab import networks, training
@@ -62,6 +64,16 @@ def test_an_operation_without_an_exact_form_is_an_input_error() -> None:
     refused = pytest.raises(InputError, match=r"exact arithmetic: aten.* has no exact")
     with refused, training.arithmetic("exact"):
         torch.linalg.svd(torch.eye(2))
+
+
+def test_a_training_leaves_no_thread_and_no_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tqdm, "monitor", None)  # which a download may have started
+    before = threading.active_count()
+    with training.arithmetic("exact"):
+        assert not torch.backends.cuda.flash_sdp_enabled()  # the control
+    train("exact")
+    assert threading.active_count() == before
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_minibatches_cover_each_example_once_in_another_order_each_epoch() -> None:
