@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exact
-from exact.tests.oracle import bits, relaid, true_gradients, value_and_gradients
+from exact.tests.oracle import bits, numbers, relaid, true_gradients, value_and_gradients
 
 G = torch.Generator().manual_seed(0)
 
@@ -252,6 +252,29 @@ def added(way: str, places: Tensor, values: Tensor) -> Tensor:
         return zeros.index_put((places,), values, accumulate=True)
     flat, numbers = places.flatten(), values.expand(places.shape).flatten()
     return getattr(zeros, way)(0, flat, numbers)  # type: ignore[no-any-return]
+
+
+CONTRACTIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    lambda x, w: F.conv2d(x, w[:, :, None, None]),
+    lambda x, w: F.conv1d(x.flatten(2), w[:, :, None]).unflatten(2, x.shape[2:]),
+    lambda x, w: F.conv_transpose2d(x, w.T[:, :, None, None]),
+    lambda x, w: F.linear(x.movedim(1, -1), w).movedim(-1, 1),
+    lambda x, w: (w @ x.flatten(2)).unflatten(2, x.shape[2:]),
+    lambda x, w: torch.einsum("oc,bchw->bohw", w, x),
+    lambda x, w: torch.tensordot(w, x, ([1], [1])).movedim(0, 1),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(*[st.integers(2, 40)] * 2, *[st.integers(2, 9)] * 3, st.integers(0, 60))
+def test_one_contraction_has_the_same_bits_whatever_computes_it(
+    channels: int, outputs: int, batch: int, height: int, width: int, spread: int
+) -> None:
+    x = numbers((batch, channels, height, width), spread)
+    w = numbers((outputs, channels), spread, seed=1)
+    with exact.mode():
+        first, *others = (bits(value_and_gradients(form, x, w)) for form in CONTRACTIONS)
+    assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
