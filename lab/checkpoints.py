@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from lab.common.files import InputError
 from lab.schema import Params
 
 INTERVAL = 10.0  # seconds between two checkpoints: a shorter training writes none
-KEPT = 7 * 24 * 3600  # unused checkpoints are deleted after a week (in seconds)
+MAX_AGE = 7 * 24 * 3600  # seconds, after which an unused checkpoint is deleted
 
 
 class Saved(NamedTuple):
@@ -76,8 +75,9 @@ def find(model: str, params: Params, device: torch.device) -> Checkpoint:
     folder = workspace.main_root() / workspace.NOTES / "checkpoints"
     if folder.exists():
         for path in folder.iterdir():
-            if time.time() - path.stat().st_mtime > KEPT:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if time.time() - path.stat().st_mtime > MAX_AGE:
+                    path.unlink()
     return Checkpoint(folder / f"{key(model, params, device)}.safetensors")
 
 
@@ -88,14 +88,15 @@ def key(model: str, params: Params, device: torch.device) -> str:
     read = [path for path in code if path.suffix in (".py", ".c")]
     read += [path for path in data.rglob("*") if path.is_file()]
     native = params.arithmetic == "native"
+    machine = [str(device), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    if torch.cuda.is_available():
+        machine.append(torch.cuda.get_device_name())
     workers = int(os.environ.get("WORLD_SIZE", "1"))
-    determines = {
+    key_parts = {
         "model": model,
         "params": params.flat(model),
         "files": {path.as_posix(): files.sha256(path) for path in sorted(read)},
         "torch": torch.__version__,
-        "machine": [str(device), platform.processor(), torch.get_num_threads(), workers]
-        if native
-        else None,
+        "machine": [*machine, workers] if native else None,
     }
-    return hashlib.sha256(json.dumps(determines).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()

@@ -88,7 +88,7 @@ def _opened(source: str, settings: Download) -> Iterator[Callable[[str], bytes]]
         with tempfile.TemporaryDirectory(prefix="package-") as folder:
             package = _unpacked(source.removeprefix(APT), Path(folder), settings.deadline)
             files = {path.name: path for path in package.rglob("*") if path.is_file()}
-            yield lambda name: read_bytes(files.get(name, Path(name)), LARGEST)
+            yield lambda name: read_bytes(files.get(name, package / name), LARGEST)
     elif "://" in source:
         yield lambda name: _downloaded(f"{source.rstrip('/')}/{name}", settings)
     else:

@@ -101,7 +101,7 @@ def load(path: Path) -> Model:
         architecture = architecture_class(kind).model_validate(description["architecture"])
         shape = Shape.model_validate(description["shape"])
         # Without memory, whatever sizes an untrusted file may claim.
-        with torch.device("meta"), _WithoutDraws():
+        with torch.device("meta"), _NoRandomInit():
             network = architecture.build(shape.inputs, shape.outputs).eval()
         network.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RecursionError, RuntimeError) as error:
@@ -114,7 +114,7 @@ def load(path: Path) -> Model:
     return Model(kind, architecture, shape, network)
 
 
-class _WithoutDraws(TorchFunctionMode):
+class _NoRandomInit(TorchFunctionMode):
     """`normal_` does nothing. On the device "meta" it would load PyTorch's compiler."""
 
     def __torch_function__(

@@ -113,14 +113,15 @@ class Classification:
         examples predicted as it; None if the denominator is 0.
         """
         metrics = {f"test_{k}": v for k, v in self.measure(outputs, test.targets).items()}
-        probability, predicted = outputs.softmax(1).max(1)
+        predicted = outputs.argmax(1)
+        probability = outputs.softmax(1).gather(1, predicted[:, None]).flatten()
         columns = (test.targets.tolist(), predicted.tolist(), probability.tolist())
         predictions = [
             {"actual": self.classes[a], "predicted": self.classes[p], "probability": q}
             for a, p, q in zip(*columns, strict=True)
         ]
         n = self.outputs
-        pairs = test.targets * n + outputs.argmax(1)
+        pairs = test.targets * n + predicted
         counts = pairs.bincount(minlength=n * n).view(n, n).tolist()
         breakdown = [
             {"actual": name, **dict(zip(self.classes, row, strict=True)), "examples": sum(row)}

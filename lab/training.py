@@ -39,7 +39,7 @@ def arithmetic(kind: Arithmetic, seed: int | None = None) -> Iterator[None]:
 
     Raises InputError where exact arithmetic lacks an operation or the machine's support.
     """
-    if seed is not None:  # else dropout would draw the numbers that the weights were drawn from
+    if seed is not None:  # dropout must not reuse the random numbers of the initial weights
         seed = int(random.integers((1,), seed, "training"))
     if kind == "exact":
         with exactly(seed, advice="; or train with arithmetic=native"):
@@ -60,6 +60,7 @@ def arithmetic(kind: Arithmetic, seed: int | None = None) -> Iterator[None]:
 def device() -> torch.device:
     """The GPU where there is one, else the CPU; the environment's DEVICE=cpu or cuda overrules.
 
+    Of several workers on one machine, each has a GPU of its own.
     Raises InputError for another DEVICE, or a GPU that is not there.
     """
     available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
@@ -67,6 +68,10 @@ def device() -> torch.device:
     if name not in available:
         why = "" if "cuda" in available else ", as PyTorch finds no GPU"
         raise InputError(f"DEVICE: expected {' or '.join(available)}{why}; found {name}")
+    if name == "cuda" and (rank := int(os.environ.get("LOCAL_RANK", "0"))):
+        if rank >= torch.cuda.device_count():
+            raise InputError(f"expected at most {torch.cuda.device_count()} workers, one per GPU")
+        torch.cuda.set_device(rank)  # which the name "cuda" means from now on
     return torch.device(name)
 
 

@@ -7,6 +7,7 @@ whole model and all data. The first one, of rank 0, writes what a single process
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -53,8 +54,8 @@ class Group:
         """This worker's rows, as DTensor divides them; of fewer rows than workers, all."""
         if len(x) < self.size:
             return x
-        each = -(-len(x) // self.size)
-        return x[self.rank * each : (self.rank + 1) * each]
+        rows = math.ceil(len(x) / self.size)
+        return x[self.rank * rows : (self.rank + 1) * rows]
 
     def divided(self, part: Tensor, n: int) -> "DTensor":
         """The n rows of which each worker has its `part`."""
@@ -130,7 +131,10 @@ class Group:
 
 
 def number() -> int:
-    """The number of workers that the environment's WORKERS asks for. Raises InputError."""
+    """The number of workers that the environment's WORKERS asks for, which is 1 by default.
+
+    Raises InputError for anything but a number from 1 to LARGEST.
+    """
     text = os.environ.get("WORKERS") or "1"
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= LARGEST):
         raise InputError(f"WORKERS: expected a number from 1 to {LARGEST}; found {text}")
@@ -138,8 +142,23 @@ def number() -> int:
 
 
 def is_worker() -> bool:
-    """Whether this process was started as one of several workers."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this process was started as one of several workers.
+
+    Raises InputError where the environment lacks a part of what `torchrun` sets.
+    """
+    names = ["WORLD_SIZE", "RANK", "LOCAL_RANK"]
+    numbers = [os.environ.get(name, "") for name in names]
+    if numbers[0] in ("", "1"):
+        return False
+    if STORE not in os.environ:
+        names += ["MASTER_ADDR", "MASTER_PORT"]
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing or not all(number.isdecimal() for number in numbers):
+        raise InputError(
+            f"WORLD_SIZE={numbers[0]}: expected numbers in {', '.join(names[:3])}, and"
+            " MASTER_ADDR and MASTER_PORT: start workers by WORKERS, or by torchrun"
+        )
+    return True
 
 
 @contextlib.contextmanager
@@ -156,11 +175,6 @@ def joined(device: torch.device) -> Iterator[Group | None]:
 
     if store := os.environ.get(STORE):
         end_with_parent()
-    if device.type == "cuda":
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if local_rank >= torch.cuda.device_count():
-            raise InputError(f"expected at most {torch.cuda.device_count()} workers, one per GPU")
-        torch.cuda.set_device(local_rank)
     size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     try:
         dist.init_process_group(

@@ -47,7 +47,7 @@ def main() -> None:
 def weights(model: Model) -> list[float] | None:
     """The weights and, last, the bias of a model that is one linear layer, else None."""
     match list(networks.layers(model.network).values()):
-        case [nn.Linear() as layer]:
+        case [nn.Linear(bias=torch.Tensor()) as layer]:
             return [*layer.weight.flatten().tolist(), *layer.bias.tolist()]
     return None
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from lab import params
 from lab.common.commands import output
 from lab.common.files import InputError, one_line
+from lab.schema import Params
 from tools import compare
 from tools.worker import REMOTE, Job, compute, ref
 from tracking import repository, store
@@ -48,7 +49,9 @@ class Sweep:
         Raises InputError where a cluster's workers could not get the commit.
         """
         commit, patch = repository.state()
-        if self.address and not repository.git("branch", "--remotes", "--contains", commit).strip():
+        if self.address and not repository.git(
+            "branch", "--remotes", "--list", f"{REMOTE}/*", "--contains", commit
+        ):
             raise InputError(f"commit {commit[:7]} is not in {REMOTE}: push it first")
         return commit, patch
 
@@ -67,7 +70,7 @@ class Sweep:
                 raise InputError(f"{self.address}: no scheduler can be used: {why}") from error
         # A worker gets an experiment when it has none, so that none waits behind a long one.
         dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
-        # Not within the checkout: Dask removes the clone of a killed worker, whose DVC still lives
+        # Not within the checkout: Dask removes the clone of a killed worker, whose DVC still runs
         # for a moment. There, git would look further up and find the user's repository.
         folder = self.stack.enter_context(
             tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True)
@@ -86,12 +89,15 @@ class Sweep:
         return cast("Client", self.stack.enter_context(Client(self.stack.enter_context(local))))
 
     def jobs(self, combinations: Iterable[Sequence[str]], targets: Sequence[str]) -> list[Job]:
-        """An experiment for each combination, with a name made of all that decides its results."""
+        """An experiment for each combination, with a name made of all that decides its results.
+
+        Raises InputError as `code` does.
+        """
         jobs = []
         for changes in combinations:
-            ordered = sorted(changes)
-            id_ = digest(*self.code, *ordered, "", *sorted(targets))
-            readable = re.sub(r"[^\w.]+|\.(?!\d)", "-", " ".join(ordered)).strip("-.")[:40]
+            # In their order: mlp.optimizer={…} undoes an mlp.optimizer.momentum=… before it.
+            id_ = digest(*self.code, *changes, "", *sorted(targets))
+            readable = re.sub(r"[^\w.]+|\.(?!\d)", "-", " ".join(sorted(changes))).strip("-.")[:40]
             name, shared = f"{readable}-{id_}", bool(self.address)
             jobs.append(Job(name, *self.code, tuple(changes), tuple(targets), shared))
         return jobs
@@ -127,16 +133,16 @@ class Sweep:
                                 f"{self.address}: the scheduler and its workers must be started in"
                                 " clones of this repository, with its environment"
                             )
-                        if why := one_line(error) if error else future.result():
+                        why = one_line(error) if error else future.result()
+                        if why := why or fetch(job):
                             self.failures[job.name] = why
-                        elif job.shared:
-                            fetch(job)
                         bar.update()
                 except FutureCancelledError as error:
                     raise InputError(
                         "the connection to the scheduler was lost: the same command goes on"
                     ) from error
-        return settle(jobs)
+        with store.one_line_errors("MLflow does not give the runs"):
+            return deduplicate(jobs)
 
 
 def expand(settings: Sequence[str]) -> list[list[str]]:
@@ -146,7 +152,7 @@ def expand(settings: Sequence[str]) -> list[list[str]]:
     """
     from dvc.exceptions import DvcException
     from dvc.utils.cli_parse import to_path_overrides
-    from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+    from dvc.utils.hydra import get_hydra_sweeps
     from hydra.errors import HydraException
 
     try:
@@ -159,31 +165,43 @@ def expand(settings: Sequence[str]) -> list[list[str]]:
     if set(overrides) != {"params.yaml"}:
         raise InputError(f"{', '.join(overrides)}: expected parameters of params.yaml")
     combinations = [sweep["params.yaml"] for sweep in sweeps]
+    for changes in combinations:
+        changed(changes)
+    return combinations
+
+
+def changed(changes: Sequence[str]) -> Params:
+    """The parameters of params.yaml with these changes. Raises InputError for a wrong one."""
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import apply_overrides
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "params.yaml")
-        for changes in combinations:
-            path.write_bytes(params.PATH.read_bytes())
-            try:
-                apply_overrides(path, changes)
-                params.load(path)
-            except InputError as error:
-                why = str(error).removeprefix(f"{path}: ")
-                raise InputError(f"{' '.join(changes)}: {why}") from error
-            except DvcException as error:
-                raise InputError(f"{' '.join(changes)}: no parameter of params.yaml") from error
-    return combinations
+        path.write_bytes(params.PATH.read_bytes())
+        try:
+            apply_overrides(path, list(changes))
+            return params.load(path)
+        except InputError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            raise InputError(f"{' '.join(changes)}: {why}") from error
+        except DvcException as error:
+            raise InputError(f"{' '.join(changes)}: no parameter of params.yaml") from error
 
 
 def require_private(address: str, insecure: bool) -> None:
     """Raise InputError for an address of another machine without TLS, unless that was asked for."""
-    parts = urlsplit(address)
-    host = parts.hostname or ""
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname
+        if parts.scheme not in ("tcp", "tls") or not host:
+            raise ValueError
+    except ValueError as error:
+        expected = "expected the address of a scheduler, as tls://host:8786"
+        raise InputError(f"{address}: {expected}") from error
     try:
         here = ipaddress.ip_address(host).is_loopback
     except ValueError:
         here = host == "localhost"
-    if parts.scheme not in ("tcp", "tls") or not host:
-        raise InputError(f"{address}: expected the address of a scheduler, as tls://host:8786")
     if parts.scheme == "tcp" and not here and not insecure:
         raise InputError(
             f"{address}: without TLS anybody in the network can run code on all machines: use"
@@ -201,22 +219,30 @@ def require_stages(targets: Iterable[str]) -> None:
             try:
                 repo.stage.collect(target)
             except DvcException as error:
-                raise InputError(f"{target}: expected a stage of dvc.yaml") from error
+                why = one_line(error)
+                raise InputError(f"{target}: expected a stage of dvc.yaml ({why})") from error
 
 
 def digest(*parts: str | bytes) -> str:
-    """A short name of what the parts say."""
+    """Ten hexadecimal digits of a sha256 over the parts, in their order."""
     lines = (part if isinstance(part, str) else hashlib.sha256(part).hexdigest() for part in parts)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:10]
 
 
-def fetch(job: Job) -> None:
-    """Get from the remotes an experiment that a worker elsewhere has left there."""
-    if not ref(ROOT, job.name):
-        output(["dvc", "exp", "pull", REMOTE, job.name], ROOT, repository.environment())
+def fetch(job: Job) -> str:
+    """Get an experiment from the remotes, where a worker elsewhere has left it.
+
+    Return why that failed, in one line, or nothing.
+    """
+    try:
+        if job.shared and not ref(ROOT, job.name):
+            output(["dvc", "exp", "pull", REMOTE, job.name], ROOT, repository.environment())
+    except InputError as error:
+        return str(error)
+    return ""
 
 
-def settle(jobs: Sequence[Job]) -> pd.DataFrame:
+def deduplicate(jobs: Sequence[Job]) -> pd.DataFrame:
     """Leave one finished run of each experiment and model in MLflow's store, and return these.
 
     A worker that was killed can have left a run that nobody ends, or one that another worker
@@ -231,17 +257,17 @@ def settle(jobs: Sequence[Job]) -> pd.DataFrame:
     runs = compare.finished(list(params.load().models))
     runs = runs.reindex(columns=runs.columns.union([NAME, "model", "run_id"]))
     runs = runs[runs[NAME].isin(names)]
-    doubles, alarms = [], []
+    duplicates, mismatches = [], []
     for (name, model), group in runs.groupby([NAME, "model"]):
         first, *others = group.sort_values("start_time").to_dict("records")
         for other in others:
             if other["tags.fingerprint"] == first["tags.fingerprint"]:
-                doubles.append(other["run_id"])
+                duplicates.append(other["run_id"])
             else:
                 platforms = f"{first['tags.platform']} and {other['tags.platform']}"
-                alarms.append(f"{name}: {model} has different bytes on {platforms}")
-    for run_id in doubles:
+                mismatches.append(f"{name}: {model} has different bytes on {platforms}")
+    for run_id in duplicates:
         client.delete_run(run_id)
-    if alarms:
-        raise InputError("; ".join(alarms))
-    return runs[~runs["run_id"].isin(doubles)]
+    if mismatches:
+        raise InputError("; ".join(mismatches))
+    return runs[~runs["run_id"].isin(duplicates)]

@@ -68,7 +68,9 @@ def finished(models: Sequence[str]) -> pd.DataFrame:
         client = store.connect(create=False)
         names = {found.experiment_id: found.name for found in client.search_experiments()}
         ids = [id_ for id_, name in names.items() if name in models]
-        finished, newest = "attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
+        # Only this pipeline's runs have a fingerprint; another's may have no parameters.
+        finished = "attributes.status = 'FINISHED' AND tags.fingerprint != ''"
+        newest = ["attributes.start_time DESC"]
         runs = mlflow.search_runs(ids, finished, order_by=newest) if ids else pd.DataFrame()
     if runs.empty:
         return runs
@@ -79,9 +81,10 @@ def finished(models: Sequence[str]) -> pd.DataFrame:
 
 
 def changes(run: pd.Series, committed: dict[str, str]) -> str:
-    """The run's parameters that differ from its model's in the commit, the seed left out."""
-    if not committed:
-        return "(not in the commit)"
+    """The run's parameters that differ from its model's in the commit, the seed left out.
+
+    All parameters where the commit has no such model.
+    """
     values = run.filter(like="params.").dropna().drop("params.seed")
     found = {str(key).removeprefix("params."): value for key, value in values.items()}
     names = differing(found, committed)
@@ -89,7 +92,11 @@ def changes(run: pd.Series, committed: dict[str, str]) -> str:
 
 
 def compared(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per model and parameters, best validation accuracy, or else loss, first."""
+    """A row per model and parameters, best validation accuracy, or else loss, first.
+
+    The columns are `model`, `differs in` (from `changes`), `seeds` (their number), `experiment`,
+    `fingerprint`, and for MEASURES the mean and the standard deviation (`…_sd`) over the seeds.
+    """
     # A row has the name of its first run: a later experiment repeats the models it does not change.
     first = runs.groupby(["model", "changes"])["tags.mlflow.runName"].last()
     columns = runs.columns.union([f"metrics.{measure}" for measure in MEASURES])

@@ -6,6 +6,7 @@ The same results give the same bytes. Lines and text are of a grey that is reada
 on black, as pages have either background.
 """
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,6 +141,7 @@ FIGURES: tuple[Callable[[], Figure], ...] = (
 
 def main() -> None:
     """Results in, figures out."""
+    argparse.ArgumentParser(description="Draw the figures of docs/book.").parse_args()
     with style.context(STYLE):
         for draw in FIGURES:
             figure = draw()

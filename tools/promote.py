@@ -27,7 +27,7 @@ CHAMPION = "champion"  # the alias of a model's version
 def main() -> None:
     """Replay the run, register its model, and print how to serve it."""
     parser = argparse.ArgumentParser(description="Make a run's model the champion, if it replays.")
-    run, differing = replay.tried(replay.argument(parser))
+    run, differing = replay.replay_and_report(replay.argument(parser))
     if differing:
         raise InputError(f"run {run.info.run_id} is not promoted, as it does not replay")
     with store.one_line_errors("MLflow did not register the model"):

@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -37,11 +37,18 @@ def main() -> None:
     repair()
     if damaged:
         refuse_beside_dvc("look for damage")
-        found = list(damaged_files())
-        for path in found:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            print(f"removed {path}, which was damaged or never complete")
-        print("`make repro` makes again what is missing" if found else "nothing is damaged")
+        # Temporary files first: they would change the digest of their folder.
+        removed = [*remove(temporary_files()), *remove(damaged_files())]
+        print("`make repro` makes again what is missing" if removed else "nothing is damaged")
+
+
+def remove(paths: Iterable[Path]) -> list[Path]:
+    """Remove files and folders; return and print which."""
+    removed = list(paths)
+    for path in removed:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        print(f"removed {path}, which was damaged or never complete")
+    return removed
 
 
 def repair() -> Params:
@@ -63,14 +70,22 @@ def repair_rwlock() -> None:
 
 
 def repair_lock() -> None:
-    """Bring dvc.lock back as committed where DVC was stopped while it wrote it."""
+    """Restore dvc.lock as committed, or remove it, where DVC was stopped while it wrote it.
+
+    Raises InputError where another DVC is running.
+    """
     lock = lockfile.LOCK
     if not lock.exists():
         return
     text = lock.read_text(encoding="utf-8", errors="replace")
-    committed = repository.git("show", f"HEAD:./{lock}").decode()
-    if text != committed and not is_lock(text):
-        refuse_beside_dvc(f"restore {lock}")
+    committed = repository.committed("HEAD", f"./{lock}")
+    if text == committed or is_lock(text):
+        return
+    refuse_beside_dvc(f"restore {lock}")
+    if committed is None:
+        lock.unlink()
+        print(f"removed {lock}, which was half-written")
+    else:
         files.write_text(lock, committed)
         print(f"restored {lock} as committed, as it was half-written")
 
@@ -99,11 +114,19 @@ def is_dvc(words: list[str]) -> bool:
     return any(Path(word).name in ("dvc", "tools.repro") for word in words[:4])
 
 
-def damaged_files() -> Iterator[Path]:
-    """Temporary files of killed stages; objects of DVC's cache and outputs with other contents."""
+def temporary_files() -> Iterator[Path]:
+    """What killed stages left of outputs that were not complete."""
     for folder in ("data", "results"):
         yield from (path for path in Path(folder).glob("*/.*") if path.is_file())
-    for path in sorted(Path(".dvc/cache/files/md5").glob("??/*")):
+
+
+def damaged_files() -> Iterator[Path]:
+    """Objects of DVC's cache and outputs that are not what their name or dvc.lock says."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        cache = Path(os.path.relpath(repo.cache.local.path))
+    for path in sorted(cache.glob("??/*")):
         md5 = (path.parent.name + path.name).removesuffix(".dir")
         if files.digest(path, "md5") != md5:
             yield path

@@ -10,6 +10,7 @@ Exit code 0: identical. 1: different. 2: the run cannot be replayed.
 
 import argparse
 import datetime
+import functools
 import platform
 import re
 import shutil
@@ -34,7 +35,7 @@ from tracking.run import fingerprint
 
 SHA256 = "sha256."  # what the tags of digests begin with
 MISSING = "missing"
-MADE = ["model.safetensors", "history.csv", "gradients.csv", "predictions.csv"]  # in this order
+OUTPUT_ORDER = ["model.safetensors", "history.csv", "gradients.csv", "predictions.csv"]
 
 
 class Comparison(NamedTuple):
@@ -48,7 +49,7 @@ class Comparison(NamedTuple):
 def main() -> None:
     """A run's id in; a table, a verdict and an exit code out."""
     parser = argparse.ArgumentParser(description="Replay a recorded run, compare every byte.")
-    _, differing = tried(argument(parser))
+    _, differing = replay_and_report(argument(parser))
     sys.exit(bool(differing))
 
 
@@ -58,7 +59,7 @@ def argument(parser: argparse.ArgumentParser) -> str:
     return str(parser.parse_args().run)
 
 
-def tried(prefix: str) -> tuple[Run, list[Comparison]]:
+def replay_and_report(prefix: str) -> tuple[Run, list[Comparison]]:
     """Replay the run, print what was compared, and tag the run; return it and what differs.
 
     Exits with 2 where the run cannot be replayed.
@@ -70,13 +71,9 @@ def tried(prefix: str) -> tuple[Run, list[Comparison]]:
             name = one_line(run.info.run_name)  # of a store that may be another's
             print(f"replaying run {run.info.run_id} ({name})", file=sys.stderr)
             comparisons = replay(client, run)
-            differing = [c for c in comparisons if c.recorded != c.found]
-            verdict = "different" if differing else "identical"
-            where = f"{verdict} on {platform.platform()}, {datetime.datetime.now().date()}"
-            client.set_tag(run.info.run_id, "replayed", where)
     except Exception as error:  # a store of another's may hold anything, and MLflow fail on it
         why = one_line(error) if isinstance(error, (InputError, OSError)) else repr(error)
-        print(f"{prefix}: cannot be tried: {one_line(why)}", file=sys.stderr)
+        print(f"{prefix}: cannot be replayed: {one_line(why)}", file=sys.stderr)
         sys.exit(2)
     rows = [
         (one_line(name), one_line(old[:12]), new[:12], "same" if old == new else "DIFFERENT")
@@ -85,7 +82,12 @@ def tried(prefix: str) -> tuple[Run, list[Comparison]]:
     table = pd.DataFrame(rows, columns=["", "recorded", "found", "verdict"])
     print(table.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
     same = f"identical: all {len(comparisons)} comparisons"
-    print(f"\ndifferent: first in {differing[0].name}" if differing else f"\n{same}")
+    differing = [c for c in comparisons if c.recorded != c.found]
+    print(f"\ndifferent: first in {differing[0].name}" if differing else f"\n{same}", flush=True)
+    verdict = "different" if differing else "identical"
+    where = f"{verdict} on {platform.platform()}, {datetime.datetime.now().date()}"
+    with store.one_line_errors("MLflow did not take the tag `replayed`"):
+        client.set_tag(run.info.run_id, "replayed", where)
     return run, differing
 
 
@@ -104,8 +106,8 @@ def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
     tags = run.data.tags
     name = client.get_experiment(run.info.experiment_id).name
     shas = [(Path(t.removeprefix(SHA256)), sha) for t, sha in tags.items() if t.startswith(SHA256)]
-    order = {name: number for number, name in enumerate(MADE)}
-    digests = dict(sorted(shas, key=lambda item: order.get(item[0].name, len(MADE))))
+    order = {name: number for number, name in enumerate(OUTPUT_ORDER)}
+    digests = dict(sorted(shas, key=lambda item: order.get(item[0].name, len(OUTPUT_ORDER))))
     # The store may be another's: no path that leads out of the clone, or to other files of it.
     ours = all(
         path.parts[:1] in (("data",), ("results",))
@@ -114,6 +116,8 @@ def replay(client: mlflow.MlflowClient, run: Run) -> list[Comparison]:
         for path, sha in digests.items()
     )
     named = re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", tags.get("git.commit") or "")
+    if not digests and run.info.status != "FINISHED":
+        raise InputError(f"the run is {run.info.status}: it has no results")
     if not digests or not ours or not named:
         raise InputError("not a run that this pipeline recorded")
     with tempfile.TemporaryDirectory(prefix="replay-") as temporary:
@@ -155,10 +159,14 @@ def stored(
     p = params.load(folder / "params.yaml")
     if name not in p.models:
         raise InputError(f"not a run that this pipeline recorded: it has no model {name}")
-    settings = plain(p.flat(name)).items()
+    # Not the parameters that today's code has beyond the run's: they have their defaults there.
+    settings = plain(p.flat(name))
     return [
         Comparison("fingerprint", run.data.tags.get("fingerprint", ""), fingerprint(digests)),
-        *(Comparison(f"parameter {k}", run.data.params.get(k, MISSING), v) for k, v in settings),
+        *(
+            Comparison(f"parameter {k}", v, settings.get(k, MISSING))
+            for k, v in sorted(run.data.params.items())
+        ),
         *(Comparison(f"{k} in the store", v, digest(folder / k)) for k, v in results.items()),
     ]
 
@@ -177,10 +185,11 @@ def check_out(commit: str, patch: Path, clone: Path) -> None:
         repository.git("cat-file", "-e", f"{commit}^{{commit}}")
     except InputError as error:
         raise InputError(f"commit {commit} is not in this repository: fetch it first") from error
-    repository.git("clone", "--quiet", "--shared", "--no-checkout", root, str(clone))
-    repository.git("-C", str(clone), "checkout", "--quiet", "--detach", commit)
+    git = functools.partial(repository.git, environment=repository.environment())
+    git("clone", "--quiet", "--shared", "--no-checkout", root, str(clone))
+    git("-C", str(clone), "checkout", "--quiet", "--detach", commit)
     if patch.exists():
-        repository.git("-C", str(clone), "apply", "--whitespace=nowarn", str(patch.absolute()))
+        git("-C", str(clone), "apply", "--whitespace=nowarn", str(patch.absolute()))
 
 
 def make_data(digests: dict[Path, str], clone: Path) -> None:
@@ -191,7 +200,9 @@ def make_data(digests: dict[Path, str], clone: Path) -> None:
             shutil.copyfile(path, clone / path)
     stages = YAML(typ="safe").load(clone / "dvc.yaml")["stages"]
     folders = {path.parent.as_posix() for path in digests}
-    repro(clone, *(name for name in stages if folders & set(stages[name].get("outs", []))))
+    # An output with options is a mapping with one key.
+    if names := [n for n in stages if folders & set(map("".join, stages[n].get("outs", [])))]:
+        repro(clone, *names)  # without names it would run every stage
 
 
 def repro(clone: Path, *arguments: str) -> None:

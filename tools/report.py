@@ -8,6 +8,8 @@ Run it after `make repro`. Plots need the other side's results in DVC's cache.
 import argparse
 import csv
 
+import numpy as np
+
 from lab import params
 from lab.common.commands import output
 from lab.common.files import InputError, one_line
@@ -70,12 +72,17 @@ def validation_loss(model: str, title: str, commit: str) -> str | None:
     sides = [_losses(path, revision) for revision in (commit, None)]
     if sides[0] == sides[1] or not all(sides):
         return None
-    lines = "\n".join(f"  line [{', '.join(f'{x:.5g}' for x in side)}]" for side in sides)
+    lines = "\n".join(f"  line [{', '.join(map(decimal, side))}]" for side in sides)
     epochs = max(map(len, sides))
     return (
         f"{title}, validation loss by epoch; first line: before, second: after\n\n"
         f"```mermaid\nxychart-beta\n  x-axis 1 --> {epochs}\n{lines}\n```"
     )
+
+
+def decimal(x: float) -> str:
+    """Five digits, without the exponent that Mermaid does not read."""
+    return np.format_float_positional(x, precision=5, fractional=False)
 
 
 def _losses(path: str, revision: str | None) -> list[float]:

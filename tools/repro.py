@@ -12,6 +12,7 @@ import time
 
 from lab import schema
 from lab.common import files
+from lab.common.files import InputError, one_line
 from lab.schema import Params
 from stages import command
 from tools import repair
@@ -30,10 +31,14 @@ def main() -> None:
     argparse.ArgumentParser(description="Run the pipeline.").parse_args()
     p = repair.repair()
     from dvc.cli import main as dvc
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo() as repo:
-        progress = Progress(len(repo.index.stages))
+    try:
+        with Repo() as repo:
+            progress = Progress(len(repo.index.stages))
+    except DvcException as error:  # as of a mistake in dvc.yaml
+        raise InputError(one_line(error)) from error
     for name in Progress.LOGGERS:
         logging.getLogger(name).addFilter(progress)
     if status := dvc(["repro"]):
@@ -80,7 +85,7 @@ def result(p: Params, model: str, seconds: dict[str, float]) -> str:
     """A line with the model's results on the test set, and how long its stages took."""
     results = figures(files.read_json(schema.results(model) / "metrics.json"))
     took = [time for stage, time in seconds.items() if stage.endswith(f"@{model}")]
-    return f"{p.models[model].title:24}{results}, {f'{sum(took):.0f} s' if took else 'unchanged'}"
+    return f"{p.models[model].title:23} {results}, {f'{sum(took):.0f} s' if took else 'unchanged'}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Puts the README's table of results into it, from results/*/metrics.json."""
 
-import re
-import sys
+import argparse
 from pathlib import Path
 
 from lab import params, schema
 from lab.common import files
+from lab.common.files import InputError
 from stages import command
+from tracking.description import figures
 
 TEXTS = {
     "regression": "R² {test_r2:.6f}; weights within {distance_learned_true:.4f} of the true ones,"
@@ -20,30 +21,34 @@ def table() -> str:
     lines = ["| model | on the test set | loss |", "| --- | --- | --- |"]
     for model, entry in params.load().models.items():
         metrics = files.read_json(schema.results(model) / "metrics.json")
-        text = TEXTS[entry.task].format(**metrics)
+        try:
+            text = TEXTS[entry.task].format(**metrics)
+        except (KeyError, TypeError):  # no distances, or a metric that is undefined
+            text = figures(metrics)
         lines.append(f"| {entry.title} | {text} | {metrics['test_loss']:.5f} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Put the table into README.md."""
+    argparse.ArgumentParser(description="Put the results into README.md.").parse_args()
     write_between(Path("README.md"), "results", table())
 
 
 def marks(name: str) -> tuple[str, str]:
-    """What a table of this name stands between."""
+    """The comments in HTML before and after the table of this name."""
     return f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
 
 
 def write_between(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the marks of this name; exit where they are not there once."""
+    """Replace the text between the marks. Raises InputError where the page has not one of each."""
     begin, end = marks(name)
-    pattern = f"(?<={re.escape(begin)}).*(?={re.escape(end)})"
     old = page.read_text(encoding="utf-8")
-    new, count = re.subn(pattern, lambda _: text, old, flags=re.DOTALL)
-    if count != 1:
-        sys.exit(f"error: {page} should hold {begin.strip()} and {end.strip()} once")
-    files.write_text(page, new)
+    before, _, rest = old.partition(begin)
+    _, _, after = rest.partition(end)
+    if not old.count(begin) == old.count(end) == rest.count(end) == 1:
+        raise InputError(f"{page}: expected {begin.strip()} and {end.strip()} once")
+    files.write_text(page, before + begin + text + end + after)
 
 
 if __name__ == "__main__":

@@ -65,11 +65,12 @@ def distribution(setting: str, values: Callable[[str], list[str]]) -> tuple[str,
         ) from error
     if kind == "int":
         return name, lambda trial: f"{name}={trial.suggest_int(name, int(low), int(high))}"
-    # Three digits: what a person can type, and more than an optimum is known to.
-    return (
-        name,
-        lambda trial: f"{name}={trial.suggest_float(name, low, high, log=kind == 'log'):.3g}",
-    )
+
+    def three_digits(trial: Trial) -> str:  # what a person can type
+        value = float(f"{trial.suggest_float(name, low, high, log=kind == 'log'):.3g}")
+        return f"{name}={min(max(value, low), high):g}"
+
+    return name, three_digits
 
 
 def search(task: Search, evaluate: Evaluate) -> optuna.Study:
@@ -80,7 +81,7 @@ def search(task: Search, evaluate: Evaluate) -> optuna.Study:
         rungs.insert(0, rungs[0] // FACTOR)
     study = optuna.create_study(
         direction="maximize" if task.maximize else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=task.seed, n_startup_trials=ROUND),
+        sampler=optuna.samplers.TPESampler(seed=task.seed % 2**32, n_startup_trials=ROUND),
         pruner=optuna.pruners.SuccessiveHalvingPruner(
             min_resource=rungs[0], reduction_factor=FACTOR
         ),
@@ -129,7 +130,7 @@ def history(study: optuna.Study) -> pd.DataFrame:
 
 
 def save(study: optuna.Study, folder: Path) -> None:
-    """The history as a table and a picture in the folder: history.csv and history.png."""
+    """Write the history as a table and a figure into the folder: history.csv and history.png."""
     rows = history(study)
     folder.mkdir(parents=True, exist_ok=True)
     rows.to_csv(folder / "history.csv", index=False, lineterminator="\n")

@@ -5,7 +5,7 @@ python -m tools.studies --write         # put them into docs/studies.md, the fig
 python -m tools.studies --ingredients   # the same for the third study, which takes hours to run
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import mlflow
@@ -37,9 +37,13 @@ INGREDIENTS = {
 
 def main() -> None:
     """Runs in; tables and figures out."""
-    models, write = params.load().models, "--write" in sys.argv
+    parser = argparse.ArgumentParser(description="Make tables and figures of recorded runs.")
+    parser.add_argument("--ingredients", action="store_true", help="those of the third study")
+    parser.add_argument("--write", action="store_true", help="into the page, instead of printing")
+    arguments = parser.parse_args()
+    models, write = params.load().models, arguments.write
     runs = compare.recorded(list(models))
-    if "--ingredients" in sys.argv:
+    if arguments.ingredients:
         table = ingredient_table(runs)
         write_between(PAGE, "ingredients", table) if write else print(table)
         return

@@ -4,7 +4,7 @@
     python -m tools.sweep -S 'lr=0.01,0.03,0.1' -S 'seed=range(1,6)' record@mlp
     python -m tools.sweep -S 'seed=range(1,6)' --search 'lr=log(1e-3,1)' --trials 20 --model mlp
 
-Every combination is one experiment of DVC and one run of each model in MLflow. What is known is not
+Every combination is one DVC experiment, with one run of each model in MLflow. What is known is not
 run again: the same command goes on where it was interrupted. Results do not depend on which worker
 computed them, nor on how often.
 """
@@ -23,7 +23,15 @@ from lab import params
 from lab.common.files import InputError
 from stages import command
 from tools import compare
-from tools.cluster import NAME, Sweep, digest, expand, require_private, require_stages
+from tools.cluster import (
+    NAME,
+    Sweep,
+    changed,
+    digest,
+    expand,
+    require_private,
+    require_stages,
+)
 
 SEARCHES = Path("searches")
 
@@ -64,6 +72,15 @@ def main() -> None:
     for name in ("workers", "trials"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} {getattr(arguments, name)}: expected 1 or more")
+    if arguments.search and not arguments.model:
+        parser.error("--search needs --model MODEL, whose validation result it improves")
+    if arguments.search and arguments.targets:
+        parser.error("a search runs the stages of its --model: expected no other stages")
+    if (arguments.model or arguments.prune) and not arguments.search:
+        parser.error("--model and --prune are for a search: expected --search NAME=DISTRIBUTION")
+    names = [s.partition("=")[0] for s in (*arguments.set_param, *arguments.search)]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        parser.error(f"{', '.join(repeated)}: expected once, with all values, as in lr=0.1,0.3")
     if arguments.scheduler:
         require_private(arguments.scheduler, arguments.insecure)
     with contextlib.ExitStack() as stack:
@@ -85,6 +102,8 @@ def grid(sweep: Sweep, arguments: argparse.Namespace) -> None:
     runs = sweep.run(sweep.jobs(combinations, arguments.targets))
     if len(runs):
         print(compare.readable(compare.compared(runs)).to_string(index=False))
+    else:
+        print("MLflow's store has no finished run of these experiments; see `dvc exp show`")
 
 
 def search(sweep: Sweep, arguments: argparse.Namespace) -> None:
@@ -102,21 +121,24 @@ def search(sweep: Sweep, arguments: argparse.Namespace) -> None:
         return [changes[-1] for changes in expand([setting])]
 
     distributions = dict(searching.distribution(s, values) for s in arguments.search)
+    combinations = expand(fixed) if fixed else [[]]
+    whole, *more = {changed(changes).training(model).epochs for changes in combinations}
+    if more:
+        raise InputError(f"-S {model}.epochs: a search expects one number of epochs")
+    others = [setting for setting in fixed if not setting.startswith(f"{model}.epochs=")]
     measure = p.dataset(model).task.measures[0]
     task = searching.Search(
         distributions,
         arguments.trials,
         p.seed,
         measure != "loss",
-        p.training(model).epochs,
+        whole,
         arguments.prune,
     )
 
     def evaluate(trials: Sequence[Sequence[str]], epochs: int) -> list[float | None]:
-        whole = [] if epochs == task.epochs else [f"{model}.epochs={epochs}"]
-        groups = [
-            sweep.jobs(expand([*fixed, *trial, *whole]), [f"record@{model}"]) for trial in trials
-        ]
+        settings = fixed if epochs == whole else [*others, f"{model}.epochs={epochs}"]
+        groups = [sweep.jobs(expand([*settings, *trial]), [f"record@{model}"]) for trial in trials]
         runs = sweep.run([job for group in groups for job in group]).set_index(NAME)
         found = runs.get(f"metrics.validation_{measure}", pd.Series(dtype=float))
         means = [found.reindex([j.name for j in group]).mean(skipna=False) for group in groups]

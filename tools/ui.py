@@ -72,13 +72,15 @@ def show(address: str, tables: dict[str, str]) -> None:
     """Print where the runs are."""
     print(f"\nMLflow: {address}")
     for title, path in tables.items():
-        print(f"  {title:24}{address}{path}")
+        print(f"  {title:23} {address}{path}")
     sys.stdout.flush()
 
 
 def require_free(port: int) -> None:
-    """Raise InputError where another program has the port."""
+    """Raise InputError where another program has the port, or there is no such port."""
     try:
+        if not port:
+            raise OverflowError("expected a number from 1 to 65535")
         socket.create_server(("127.0.0.1", port)).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"port {port} cannot be used ({error}): make ui PORT=5001") from error

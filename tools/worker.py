@@ -12,10 +12,11 @@ import signal
 import sys
 from pathlib import Path
 
-from distributed import get_worker
+from filelock import FileLock
 
 from lab.common.commands import output
 from lab.common.files import InputError
+from lab.common.workspace import NOTES
 from tracking import repository, store
 from tracking.repository import ROOT
 
@@ -41,6 +42,8 @@ def dask_setup(_: object) -> None:
 
 def compute(job: Job) -> str:
     """Run the experiment; return why it failed, in one line, or nothing."""
+    from distributed import get_worker
+
     clone = Path(get_worker().local_directory, "clone")
     environment = repository.environment() | {
         key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")
@@ -57,7 +60,8 @@ def compute(job: Job) -> str:
             _git(clone, "push", "--quiet", str(ROOT), f"{made}:{made}")
         if job.shared:
             push = ["dvc", "exp", "push", "--run-cache", REMOTE, job.name]
-            output(push, ROOT, environment)
+            with FileLock(ROOT / NOTES / "push.lock"):  # DVC waits seconds for another worker's
+                output(push, ROOT, environment)
     except InputError as error:
         return str(error).removeprefix(f"{Path(sys.executable).name} -m: ")
     return ""

@@ -29,7 +29,7 @@ def log_model(client: mlflow.MlflowClient, run_id: str, path: Path, shape: Shape
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     versions = [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it wishes for an input example
+        warnings.simplefilter("ignore", UserWarning)  # that there is no input example
         mlflow.pyfunc.save_model(
             f"{folder}/model",
             mlflow_model=Model("model", run_id, model_uuid=model.model_id, model_id=model.model_id),

@@ -79,7 +79,7 @@ def _log(client: mlflow.MlflowClient, run_id: str, result: Result, patch: bytes)
     """Log all that the run holds."""
     text = description.describe(result.model, result.params, result.history, result.metrics, run_id)
     client.set_tag(run_id, MLFLOW_RUN_NOTE, text)
-    # MLflow draws as bars what is of no epoch: the test metrics, and what was best.
+    # MLflow draws metrics of a single step as bars: those of the test, and the best ones.
     best = description.best_epoch(result.history)
     final = {**result.metrics, "epochs_to_best": best["epoch"]}
     final |= {f"best_{key}": value for key, value in best.items() if key.startswith("validation")}

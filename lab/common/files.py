@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-HEADER = 1 << 20  # bytes of a safetensors file; ours have a few hundred
+HEADER = 1 << 20  # the largest header of a safetensors file, in bytes; ours have a few hundred
 LONGEST = 8000  # characters of a message
 
 
@@ -28,6 +28,8 @@ class InputError(Exception):
 def one_line(error: object) -> str:
     """What the error says, shortened, without line breaks and control characters."""
     text = " ".join(str(error).split())
+    if not text and isinstance(error, BaseException):  # as of running out of memory
+        text = type(error).__name__
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:LONGEST])
     return shown + ("…" if len(text) > LONGEST else "")
 
@@ -38,7 +40,7 @@ def root_cause(error: BaseException) -> str:
         if not isinstance(cause, BaseException):
             break
         error = cause
-    return one_line(error) or type(error).__name__
+    return one_line(error)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def require_valid(examples: Examples, task: "Task", folder: Path) -> None:
 
 
 def held_out(n: int, validation: int, seed: int, folder: Path) -> "tuple[Tensor, Tensor]":
-    """Split the indices 0 … n-1 at random: those to train on, and `validation` of them.
+    """Split the indices 0 … n-1 at random: return those to train on, and `validation` others.
 
     Raises InputError where no index is left to train on.
     """

@@ -21,7 +21,7 @@ class MLP(Architecture):
         """Biases are 0. The variance of the weights keeps the signal's from layer to layer.
 
         It is 2 / inputs for ReLU (He et al. 2015), which passes on half of what it gets, and
-        1 / inputs for tanh and sigmoid (LeCun et al. 1998).
+        1 / inputs for tanh (LeCun et al. 1998) and sigmoid.
         """
         from torch import nn
 

@@ -185,7 +185,7 @@ def test_old_checkpoints_are_removed(finish: Finish) -> None:
     old, young = CHECKPOINTS / "old.safetensors", CHECKPOINTS / "young.safetensors"
     for path in (old, young):
         path.write_bytes(b"")
-    week_ago = young.stat().st_mtime - checkpoints.KEPT - 1
+    week_ago = young.stat().st_mtime - checkpoints.MAX_AGE - 1
     os.utime(old, (week_ago, week_ago))
     assert finish() == (False, True)
     assert list(CHECKPOINTS.iterdir()) == [young]  # so a short training writes none

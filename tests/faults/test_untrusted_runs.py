@@ -73,7 +73,7 @@ def refusal(
         assert done.returncode == 2 and not done.stdout, done
         first, last = done.stderr.splitlines()
         assert first.startswith(f"replaying run {run} ("), first
-        assert last.startswith(f"{run}: cannot be tried: ") and len(last) < 1000, last
+        assert last.startswith(f"{run}: cannot be replayed: ") and len(last) < 1000, last
         assert first.isprintable() and last.isprintable()
         return last
 
@@ -155,7 +155,7 @@ CASES: dict[str, tuple[list[Change], str, Control | None]] = {
     ),
     "whose patch is malformed or writes outside of the clone": (
         [((TAG, "true", "git.dirty"), {"changes.patch": text}) for text in PATCHES],
-        "cannot be tried: git ",
+        "cannot be replayed: git ",
         write_by_git,
     ),
     "with malformed entries in the store": ([((text,), {}) for text in MALFORMED], "", None),
@@ -165,7 +165,7 @@ CASES: dict[str, tuple[list[Change], str, Control | None]] = {
 @pytest.mark.fault(
     "8. Untrusted files",
     "a run {what} is replayed",
-    "cannot be tried: exit code 2, one line; no code runs, no file is written",
+    "cannot be replayed: exit code 2, one line; no code runs, no file is written",
     "a run with another model, parameter and commit is tried; other commands of git, an unsafe"
     " parser of YAML and git without its check run the command or write the file",
 )

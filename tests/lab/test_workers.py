@@ -90,3 +90,14 @@ def test_the_number_of_workers_is_that_of_the_environment(monkeypatch: pytest.Mo
         with pytest.raises(InputError, match=f"WORKERS: expected a number .* found {text}"):
             workers.number()
     assert "WORLD_SIZE" not in os.environ and not workers.is_worker()
+
+
+def test_a_worker_is_one_whose_environment_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = {"RANK": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**complete, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert workers.is_worker()
+    for name, value in (("RANK", ""), ("RANK", "x"), ("MASTER_ADDR", ""), ("WORLD_SIZE", "two")):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=r"^WORLD_SIZE=.*RANK"):
+            patch.setenv(name, value)
+            workers.is_worker()

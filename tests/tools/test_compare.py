@@ -1,6 +1,7 @@
 """One table of all recorded runs: what differs, seeds together, best validation first."""
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -64,6 +65,29 @@ def test_a_row_is_the_newest_runs_of_all_seeds_and_the_best_validation_is_first(
     assert list(shown["validation accuracy"]) == ["", "0.8700 ± 0.028", "0.8400", "0.8000"]
     assert shown["validation loss"][0] == "0.001"
     assert shown["fingerprint"][1] == "2 of them"
+
+
+def test_runs_of_a_model_that_is_not_committed_are_told_apart(committed: Params) -> None:
+    for lr, validation in ((0.03, 0.83), (0.1, 0.9)):
+        record(committed.model_copy(update={"lr": lr}), validation, 0.7)
+    Path("params.yaml").rename("other.yaml")
+    Clone(Path.cwd(), Path()).commit("no parameters")
+    Path("other.yaml").rename("params.yaml")
+    table = compare.compared(compare.recorded(["mlp"]))
+    assert list(table["validation_accuracy"]) == [0.9, 0.83]
+    assert [re.findall(r"\blr=\S+", row) for row in table["differs in"]] == [
+        ["lr=0.1"],
+        ["lr=0.03"],
+    ]
+
+
+def test_runs_that_another_program_recorded_are_left_out(committed: Params) -> None:
+    record(committed, 0.8, 0.7)
+    client = store.connect()
+    run = client.create_run(store.experiment(client, committed, "mlp")).info.run_id
+    client.log_metric(run, "validation_accuracy", 0.99)
+    client.set_terminated(run)
+    assert list(compare.compared(compare.recorded(["mlp"]))["validation_accuracy"]) == [0.8]
 
 
 def test_it_prints_text_markdown_or_csv(committed: Params, in_process: Program) -> None:

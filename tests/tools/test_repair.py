@@ -52,6 +52,16 @@ def test_a_dvc_lock_cut_anywhere_is_restored_or_valid_for_dvc() -> None:
     assert len(LOCKED) / 4 < restored < len(LOCKED)
 
 
+def test_a_dvc_lock_that_is_not_committed_stays_or_is_removed(git: Clone) -> None:
+    git.run("git", "rm", "--quiet", "--cached", str(LOCK))
+    git.run("git", "commit", "--quiet", "--message", "no lock")
+    repair.repair_lock()
+    assert LOCK.read_text() == LOCKED
+    LOCK.write_text(LOCKED[:20])
+    repair.repair_lock()
+    assert not LOCK.exists()
+
+
 def test_an_rwlock_that_is_no_json_is_removed(in_process: Program) -> None:
     for text in ("", "{", "[]", "\0"):
         RWLOCK.write_text(text)

@@ -105,7 +105,17 @@ def test_changes_of_parameters_model_and_code_are_found(
     assert canary.exists()
 
 
-def test_a_run_that_cannot_be_tried_says_why(
+def test_git_variables_do_not_lead_back_to_this_repository(
+    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (branch, head) = (clone.run("git", "rev-parse", *of, "HEAD") for of in (["--abbrev-ref"], []))
+    monkeypatch.setenv("GIT_DIR", str(clone.folder / ".git"))
+    replay.check_out(head.strip(), tmp_path / "none", tmp_path / "other")
+    assert clone.run("git", "rev-parse", "--abbrev-ref", "HEAD") == branch != "HEAD\n"
+    assert (tmp_path / "other/dvc.yaml").exists()
+
+
+def test_a_run_that_cannot_be_replayed_says_why(
     in_process: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree("data/fashion_mnist")

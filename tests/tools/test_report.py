@@ -1,5 +1,6 @@
 """The report of a pull request says what the change does, from real pipelines on both sides."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,14 @@ import pytest
 from tests.conftest import Clone, Program
 from tools import report
 
-pytestmark = pytest.mark.slow
+
+@pytest.mark.parametrize("x", [4.2929e-05, 0.5, 123456.0, 0.0])
+def test_a_number_in_a_chart_has_no_exponent(x: float) -> None:
+    text = report.decimal(x)
+    assert re.fullmatch(r"\d+\.\d*", text) and float(text) == pytest.approx(x, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_change_is_reported_with_its_effect(clone: Clone) -> None:
     command = ("python", "-m", "tools.report", clone.run("git", "rev-parse", "HEAD").strip())
     printed = clone.run(*command)

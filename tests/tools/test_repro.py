@@ -1,13 +1,14 @@
 """`make repro` says what it does while it does it, and what came out."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lab import params
 from lab.common import files
-from tests.conftest import Clone
+from tests.conftest import Clone, Program
 from tools import repro
 from tracking.repository import ROOT
 
@@ -36,6 +37,16 @@ def test_it_fails_where_a_stage_does_and_prints_no_results(clone: Clone) -> None
     done = clone.try_("python", "-m", "tools.repro")
     assert done.returncode not in (0, 1) and "error: no evaluation" in done.stderr
     assert "Traceback" not in done.stderr and "Try next" not in done.stdout
+
+
+def test_a_mistake_in_dvc_yaml_is_one_line(git: Clone, in_process: Program) -> None:
+    shutil.copy(ROOT / "tests/params.yaml", "params.yaml")
+    shutil.copytree(ROOT / ".dvc", ".dvc", ignore=lambda *_: {"cache", "tmp"})
+    Path("dvc.yaml").write_text("stages:\n  x:\n    foreach: ${modelz}\n    do:\n      cmd: x\n")
+    git.commit("all")
+    done = in_process(repro)
+    assert done.returncode == 1
+    assert "modelz" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 def test_an_undefined_metric_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

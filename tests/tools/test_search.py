@@ -49,6 +49,15 @@ def test_the_same_seed_makes_the_same_trials_and_another_seed_others() -> None:
     assert not first["changes"].equals(other["changes"])
 
 
+def test_rounding_stays_within_the_range_and_any_seed_serves() -> None:
+    propose = distributions("p=uniform(0.99951,0.9999)")["p"]
+    sampler = optuna.samplers.RandomSampler(seed=1)
+    trials = optuna.create_study(sampler=sampler)
+    found = {float(propose(trials.ask()).removeprefix("p=")) for _ in range(9)}
+    assert all(0.99951 <= value <= 0.9999 for value in found)
+    assert study(trials=1, seed=2**63 - 1)[0].trials
+
+
 def test_proposals_lie_within_the_distributions_and_follow_the_results() -> None:
     found, _ = study(trials=40)
     rows = search.history(found)

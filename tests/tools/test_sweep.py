@@ -1,6 +1,7 @@
 """Experiments on a cluster: real processes of Dask, DVC and MLflow, one of which is killed."""
 
 import contextlib
+import io
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from subprocess import PIPE
 
+import pandas as pd
 import psutil
 import pytest
 from mlflow import MlflowClient
@@ -85,7 +87,7 @@ def test_different_bytes_of_one_experiment_are_an_alarm_and_equal_ones_are_one_r
         assert in_process(record, MODEL).returncode == 0
     job = Job("twice", "", b"", (), (), shared=False)
     assert len(servers.runs(store, MODEL)) == 3
-    cluster.settle([job])
+    cluster.deduplicate([job])
     assert len(servers.runs(store, MODEL)) == 2
 
     assert in_process(record, MODEL).returncode == 0
@@ -93,7 +95,7 @@ def test_different_bytes_of_one_experiment_are_an_alarm_and_equal_ones_are_one_r
     MlflowClient(store).set_tag(run, "fingerprint", "0" * 64)
     MlflowClient(store).set_tag(run, "platform", "another")
     with pytest.raises(InputError, match="twice: linear_regression has different bytes on"):
-        cluster.settle([job])
+        cluster.deduplicate([job])
     assert len(servers.runs(store, MODEL)) == 3  # both are kept
 
 
@@ -107,13 +109,16 @@ def test_a_search_on_one_worker_and_on_two_finds_the_same(
     for workers in ("1", "2"):
         clone = finished.copy(tmp_path / workers)
         clone.forget_runs()
-        changes = ("--search", "lr=log(1e-3,1)", "--trials", "4", "--model", MODEL, "--prune")
-        printed = clone.run(*SWEEP, "--workers", workers, *changes)
+        search = ("--search", "lr=log(1e-3,1)", "--trials", "4", "--model", MODEL, "--prune")
+        fixed = ("-S", f"{MODEL}.epochs=3")  # of which a trial begins with one
+        printed = clone.run(*SWEEP, "--workers", workers, *search, *fixed)
         assert "best: trial " in printed
         (table,) = clone.folder.glob("searches/*/history.csv")
         tables.append(table.read_text())
         assert clone.run("git", "status", "--porcelain") == ""
     assert tables[0] == tables[1]
+    epochs = pd.read_csv(io.StringIO(tables[0]))["epochs"]
+    assert set(epochs) == {1, 3} and (epochs == 3).sum() < 3
 
 
 @pytest.fixture
@@ -143,7 +148,13 @@ def project(git: Clone) -> Clone:
         ("-S lr=0.1 --scheduler tcp://127.0.0.1:1", "push it first"),
         ("--search lr=log(0,1) --model mlp", "expected NAME=log"),
         ("--search other=log(1,2) --model mlp", "no parameter of params.yaml"),
-        ("--search lr=log(1,2)", "--model None: expected of"),
+        ("--search lr=log(1,2)", "--search needs --model MODEL"),
+        ("--search lr=log(1,2) --model mlp record@mlp", "expected no other stages"),
+        ("-S lr=0.1 --model mlp", "are for a search"),
+        ("-S lr=0.1 -S lr=0.3", "lr: expected once"),
+        ("-S lr=0.1 --search lr=log(1,2) --model mlp", "lr: expected once"),
+        ("--search lr=log(1,2) --model mlp -S mlp.epochs=1,2", "expects one number of epochs"),
+        ("-S lr=0.1 --scheduler tcp://[::1:8786", "expected the address of a scheduler"),
         ("--search lr=log(1,2) --model other", "--model other: expected of"),
         ("--search lr=log(1,2) --model mlp --trials 0", "--trials 0: expected 1 or more"),
     ],
@@ -161,6 +172,14 @@ def test_a_mistake_is_one_line_before_anything_starts(
     done = in_process(sweep, *arguments.split())
     assert done.returncode and expected in done.stderr.splitlines()[-1]
     assert not Path("mlflow.db").exists() and not list(temporary.iterdir())
+
+
+def test_an_experiment_is_named_by_its_changes_in_their_order(project: Clone) -> None:
+    changes = ["mlp.optimizer={name: sgd, momentum: 0.5}", "mlp.optimizer.momentum=0.9"]
+    assert cluster.changed(changes) != cluster.changed(changes[::-1])
+    with contextlib.ExitStack() as stack:
+        jobs = cluster.Sweep(None, 1, stack).jobs([changes, changes, changes[::-1]], [])
+    assert jobs[0].name == jobs[1].name != jobs[2].name
 
 
 @pytest.mark.parametrize("address", ["tls://10.0.0.1:8786", "tcp://127.0.0.1:1", "tcp://[::1]:1"])
