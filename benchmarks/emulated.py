@@ -148,9 +148,8 @@ def train(machine: Machine, arithmetic: str) -> tuple[str, str]:
     path = os.pathsep.join([str(ROOT), str(machine.packages)])
     # Nothing of this process's environment, as its settings are meant for this processor.
     modules = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
-    digest, version = call(
-        [*machine.python, "-m", "tools.probe", arithmetic], modules | machine.environment
-    ).split()
+    command = [*machine.python, "-m", "exact.probe", arithmetic]
+    digest, version, *_ = call(command, modules | machine.environment).split()
     return version, digest
 
 

@@ -131,7 +131,7 @@ def steps() -> tuple[str, str]:
         f"| bytes in all-reduces, a step | {sent:,} |",
         f"| of them maxima | {maxima():,} |",
         f"| seconds to pass {2 * (MACHINES - 1)}/{MACHINES} of them, in a ring | {passing:.3f} |",
-        f"| seconds to compute a {MACHINES}th of the batch, of one thread here | {compute:.3f} |",
+        f"| seconds to compute 1/{MACHINES} of the batch, by one thread here | {compute:.3f} |",
         f"| speed relative to one machine | {measured[1].cpu / (compute + passing):.1f} |",
     ]
     return "\n".join(rows), "\n".join(paper)

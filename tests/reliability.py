@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import pytest
 
 PAGE = Path(__file__).parent.parent / "docs/reliability.md"
-HEAD = """# What was tried, how often, and what held
+HEAD = """# Fault-injection tests
 
-Real processes, signals, files and servers, harmed on purpose by
-[`tests/faults`](../tests/faults). `make test-all` does all of it and writes
-this page if all of it held. `make test` does a sample. The last column is what fails
-where the protection is taken out; that was tried as well."""
+The tests in [`tests/faults`](../tests/faults) harm real processes, files and servers.
+`make test-all` injects every fault below, and writes this page if all tests pass.
+`make test` injects a sample. The control is what fails without the protection, which
+the tests try as well."""
 
 
 class Row(NamedTuple):
@@ -95,7 +95,7 @@ def page(old: str, rows: list[tuple[Row, int]]) -> str:
     _, *sections = old.split("\n## ")
     parts = {section.split("\n")[0]: f"## {section.strip()}\n" for section in sections}
     for part in {row.part for row, _ in rows}:
-        lines = [f"## {part}", "", "| what was done | times | what held | control |"]
+        lines = [f"## {part}", "", "| fault | times | verified result | control |"]
         lines += ["| --- | --- | --- | --- |"]
         lines += [
             f"| {row.what} | {times} | {row.held} | {row.control} |"

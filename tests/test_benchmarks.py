@@ -1,11 +1,14 @@
-"""Models of torchvision train to the same bits whatever the processor's instructions."""
+"""What other machines train has the same bits: torchvision's models, and the probe of exact."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from benchmarks import emulated
+from exact.probe import FROZEN
 from tracking.repository import ROOT
 
 # As this machine computes, and as one without vector instructions, in PyTorch's loops and in MKL.
@@ -28,3 +31,11 @@ def test_a_model_of_torchvision_has_the_same_bits_and_natively_it_has_others(nam
 
     assert len(digests("exact")) == 1
     assert len(digests("native")) == 2  # the control
+
+
+@pytest.mark.slow
+def test_the_probe_runs_in_another_python_and_finds_the_expected_hash(tmp_path: Path) -> None:
+    machine = emulated.here(tmp_path)
+    version, digest = emulated.train(machine, "exact")
+    assert digest == FROZEN and version[0].isdigit()
+    assert emulated.train(machine, "native")[1] != FROZEN  # the control
