@@ -122,11 +122,10 @@ def temporary_files() -> Iterator[Path]:
 
 def damaged_files() -> Iterator[Path]:
     """Objects of DVC's cache and outputs that are not what their name or dvc.lock says."""
-    from dvc.repo import Repo
+    from dvc.config import Config
 
-    with Repo() as repo:
-        cache = Path(os.path.relpath(repo.cache.local.path))
-    for path in sorted(cache.glob("??/*")):
+    cache = Path(os.path.relpath(Config(".dvc")["cache"].get("dir", ".dvc/cache")))
+    for path in sorted((cache / "files/md5").glob("??/*")):
         md5 = (path.parent.name + path.name).removesuffix(".dir")
         if files.digest(path, "md5") != md5:
             yield path
