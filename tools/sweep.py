@@ -23,15 +23,7 @@ from lab import params
 from lab.common.files import InputError
 from stages import command
 from tools import compare
-from tools.cluster import (
-    NAME,
-    Sweep,
-    changed,
-    digest,
-    expand,
-    require_private,
-    require_stages,
-)
+from tools.cluster import NAME, Sweep, changed, digest, expand, require_private, require_stages
 
 SEARCHES = Path("searches")
 
