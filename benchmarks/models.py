@@ -1,9 +1,12 @@
-"""Train torchvision's models for three steps as four other machines would, and compare the bits.
+r"""Train models of other packages for three steps as four other machines would; compare the bits.
 
     python -m benchmarks.models [name …]
+    uv run --no-project --with-requirements requirements.txt --with timm==1.0.31 \
+      --with transformers==5.24.0 python -m benchmarks.models timm/resnet10t …
 
-Each model trains on two random images from its own random initialisation. A row has the first
-digits of the sha256 of the loss and all weights and statistics, in each environment.
+Without names, torchvision's models train. Each model trains from its own random initialisation:
+on two random images, or on two random texts of 16 tokens. A row has the first digits of the sha256
+of the loss and all weights and statistics, in each environment.
 """
 
 import contextlib
@@ -12,43 +15,89 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torchvision
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exact
 from benchmarks.environments import ENVIRONMENTS
 from tracking.repository import ROOT
 
-SIZES = {
-    "squeezenet1_1": 32,
-    "shufflenet_v2_x0_5": 32,
-    "mobilenet_v3_small": 32,
-    "resnet18": 32,
-    "densenet121": 32,
-    "efficientnet_b0": 32,
-    "convnext_tiny": 32,
-    "swin_t": 32,
-    "vit_b_16": 32,
-    "vgg11_bn": 32,
-}  # of the images, in pixels
+TORCHVISION = (
+    "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "resnet18", "densenet121",
+    "efficientnet_b0", "convnext_tiny", "swin_t", "vit_b_16", "vgg11_bn",
+)  # fmt: skip
+TIMM = ("resnet10t", "ghostnet_050", "mobilevit_xxs", "edgenext_xx_small", "deit_tiny_patch16_224")
+TRANSFORMERS = {
+    "gpt2": "CausalLM",
+    "llama": "CausalLM",
+    "mamba": "CausalLM",
+    "bert": "MaskedLM",
+    "t5": "Seq2SeqLM",
+}
+# transformers': small ones, as the operations are the same.
+TEXT = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 100,
+    "decoder_start_token_id": 0,
+}
 CHOSEN = ("1 thread", "2 threads", "no AVX in PyTorch", "SSE4.2 in MKL")
 STEPS = 3
+
+Loss = Callable[[], Tensor]
+
+
+def create(name: str) -> tuple[nn.Module, Loss]:
+    """The model, and its loss on two random examples."""
+    package, _, kind = name.rpartition("/")
+    if package == "transformers":
+        return text_model(kind)
+    # Pixels: what the smallest of those with several stages need.
+    size = 64 if kind in ("mobilevit_xxs", "edgenext_xx_small") else 32
+    options = {"num_classes": 10}
+    if kind.startswith(("vit", "deit")):
+        options["image_size" if package == "" else "img_size"] = size
+    model: nn.Module
+    if package == "timm":
+        import timm
+
+        model = timm.create_model(kind, **options)
+    else:
+        import torchvision
+
+        model = torchvision.models.get_model(kind, **options)
+    images = torch.randn(2, 3, size, size)
+    return model, lambda: F.cross_entropy(model(images), torch.tensor([1, 2]))
+
+
+def text_model(kind: str) -> tuple[nn.Module, Loss]:
+    """The same for a model of transformers, which computes its loss itself."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(kind, **TEXT)
+    family: Any = getattr(transformers, f"AutoModelFor{TRANSFORMERS[kind]}")
+    model: nn.Module = family.from_config(config)
+    tokens = torch.randint(TEXT["vocab_size"], (2, 16))
+    return model, lambda: model(input_ids=tokens, labels=tokens).loss
 
 
 def train(name: str, arithmetic: str) -> str:
     """The digits of the model's state after three steps of AdamW."""
-    options = {"image_size": SIZES[name]} if name.startswith("vit") else {}
     torch.manual_seed(1)
-    block = exact.mode(seed=1) if arithmetic == "exact" else contextlib.nullcontext()
-    with block:
-        model = getattr(torchvision.models, name)(num_classes=10, **options)
+    with exact.mode(seed=1) if arithmetic == "exact" else contextlib.nullcontext():
+        model, loss_of = create(name)
+        model.train()
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-        images = torch.randn(2, 3, SIZES[name], SIZES[name])
         for _ in range(STEPS):
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), torch.tensor([1, 2]))
+            loss = loss_of()
             loss.backward()
             optimizer.step()
     sha256 = hashlib.sha256(repr(loss.item()).encode())
@@ -72,7 +121,7 @@ def main() -> None:
         return
     print(f"| model | {' | '.join(CHOSEN)} | native | seconds |\n|{' --- |' * (len(CHOSEN) + 3)}")
     apart = []
-    for name in sys.argv[1:] or SIZES:
+    for name in sys.argv[1:] or TORCHVISION:
         started = time.perf_counter()
         row = [digits(name, "exact", ENVIRONMENTS[key]) for key in CHOSEN]
         seconds = time.perf_counter() - started

@@ -95,8 +95,10 @@ def named(name: str) -> Any:
 def find(operation: Any) -> Implementation | None:
     """The function that computes the operation exactly, registered or derived; else None."""
     schema = getattr(operation, "_schema", None)
-    if operation in _REGISTERED or schema is None or not schema.name.startswith("aten::"):
+    if operation in _REGISTERED or schema is None:
         return _REGISTERED.get(operation)
+    if not schema.name.startswith("aten::"):
+        return None if _has_tensors(schema) else operation
     name = schema.name.removeprefix("aten::")
     if outs := _outs(operation):
         function = None if any(map(_is_list, outs)) else _original(name, _types(operation))
@@ -132,6 +134,11 @@ def _original(name: str, types: list[str], prefix: bool = False) -> Implementati
         if agree and operation in _REGISTERED and not (operation in _RANDOM or _outs(operation)):
             return _REGISTERED[operation]
     return None
+
+
+def _has_tensors(schema: Any) -> bool:
+    """Whether it takes or returns tensors; packages ask for their version by operations without."""
+    return any("Tensor" in str(x.type) for x in (*schema.arguments, *schema.returns))
 
 
 def _outs(operation: Any) -> list[Any]:

@@ -82,6 +82,18 @@ def test_what_cannot_be_registered_is_an_error() -> None:
             registry.implements(name)(torch.exp)
 
 
+def test_of_another_package_what_computes_no_tensors_runs_and_the_rest_is_refused() -> None:
+    with torch.library._scoped_library("stranger", "DEF") as library:
+        library.define("version() -> int")
+        library.impl("version", lambda: 7, "CompositeExplicitAutograd")
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: 2 * x, "CPU")
+        with exact.mode():
+            assert torch.ops.stranger.version() == 7
+            with pytest.raises(exact.NotExactError, match=r"stranger\.twice"):
+                torch.ops.stranger.twice(X)
+
+
 def test_variants_take_the_arguments_of_their_operation() -> None:
     with exact.mode():
         assert bits([X.clone().pow_(2), X.clone().square_()]) == bits([X**2, X**2])
