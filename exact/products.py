@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,26 +13,39 @@ from exact.bytes import signed_bytes
 from exact.functions import ldexp
 from exact.grid import BITS, headroom, peers, scale, snap
 
-__all__ = ["computed_by", "matmul", "product_bits"]
+__all__ = ["compiled", "computed_by", "matmul", "product_bits"]
 
 _ROWS = 512  # at a time in products with bytes, so that intermediate results fit into caches
 
 
-class _Backend(threading.local):
-    multiply: Callable[[Tensor, Tensor], Tensor | None] | None = None
+class Kernels(Protocol):
+    """Functions that compute products and convolutions, or return None, as exact.kernels has."""
+
+    def multiply(self, *args: Any, **kwargs: Any) -> Tensor | None: ...
+    def convolve(self, *args: Any, **kwargs: Any) -> Tensor | None: ...
+    def convolve_gradients(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor] | None: ...
 
 
-_BACKEND = _Backend()
+class _Thread(threading.local):
+    kernels: Kernels | None = None
+
+
+_THREAD = _Thread()
 
 
 @contextlib.contextmanager
-def computed_by(multiply: Callable[[Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-    """Let the function compute products in this thread; where it returns None, PyTorch does."""
-    before, _BACKEND.multiply = _BACKEND.multiply, multiply
+def computed_by(kernels: Kernels) -> Iterator[None]:
+    """Let the kernels compute products in this thread; where one returns None, PyTorch does."""
+    before, _THREAD.kernels = _THREAD.kernels, kernels
     try:
         yield
     finally:
-        _BACKEND.multiply = before
+        _THREAD.kernels = before
+
+
+def compiled() -> Kernels | None:
+    """The kernels that compute products in this thread; None where PyTorch does."""
+    return None if peers() else _THREAD.kernels
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -40,9 +54,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     Of 21 and 22 bits for k = 784, a little less than float32's 24. A row of the
     result depends on that row of `a` alone, not on the batch that it is part of.
     """
-    others = peers()
-    if _BACKEND.multiply and not others and (found := _BACKEND.multiply(a, b)) is not None:
+    if (kernels := compiled()) and (found := kernels.multiply(a, b)) is not None:
         return found
+    others = peers()
     bits = product_bits(others.terms if others else a.shape[-1])
     product = _product64(a, b, *bits) if a.dtype == torch.float64 else _product32(a, b, *bits)
     return others.total(product) if others else product
@@ -59,7 +73,13 @@ def _product32(a: Tensor, b: Tensor, a_bits: int, b_bits: int) -> Tensor:
         return _int8_product(b.t(), b_size.t(), b_bits, a_bytes.t(), transposed=True)
     a = a.double() if a_size is None else snap(a, a_size, a_bits)
     b = b.double() if b_size is None else snap(b, b_size, b_bits)
-    return torch.matmul(a, b)
+    return _multiply(a, b)
+
+
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    product = torch.matmul(a, b)
+    # One term is a sum, too: -0.0 would become 0.0, but not in every library.
+    return product.add_(0.0) if a.shape[-1] == 1 else product
 
 
 def product_bits(k: int) -> tuple[int, int]:
@@ -74,7 +94,7 @@ def product_bits(k: int) -> tuple[int, int]:
 def _product64(a: Tensor, b: Tensor, a_bits: int, b_bits: int) -> Tensor:
     """The product of float64 matrices, brought to size 1 first so that shifts cannot overflow."""
     a_size, b_size = scale(a, [-1]), scale(b, [-2])
-    product = torch.matmul(snap(a / a_size, 1.0, a_bits), snap(b / b_size, 1.0, b_bits))
+    product = _multiply(snap(a / a_size, 1.0, a_bits), snap(b / b_size, 1.0, b_bits))
     exponent = (a_size.view(torch.int64) >> 52) + (b_size.view(torch.int64) >> 52) - 2 * 1023
     return ldexp(product, exponent)
 

@@ -62,7 +62,7 @@ class Replay:
         tensors, recording = self._tensors.copy(), self._recording
         for number, x in zip(recording.inputs, inputs, strict=True):
             tensors[number] = x
-        with torch.no_grad(), products.computed_by(kernels.multiply):
+        with torch.no_grad(), products.computed_by(kernels):
             for step in self._steps:
                 if isinstance(step, Update):
                     for x, (index,) in step.gradients:
@@ -134,8 +134,9 @@ def _has_effects(operation: Any) -> bool:
 
 
 def _operation(call: Call, function: Callable[..., Any], unused: list[int]) -> _Operation:
-    flat = not call.kwargs and not any(isinstance(x, (list, dict)) for x in call.args)
-    places = [(i, x.number) for i, x in enumerate(call.args) if isinstance(x, Ref)] if flat else []
-    nested = None if flat else (call.args, call.kwargs)
+    places = [(i, x.number) for i, x in enumerate(call.args) if isinstance(x, Ref)]
+    inner: list[Ref] = []
+    map_refs(inner.append, ([x for x in call.args if not isinstance(x, Ref)], call.kwargs))
+    nested = (call.args, call.kwargs) if inner or call.kwargs else None
     kernel = kernels.find(call.operation)
     return _Operation(kernel, function, list(call.args), places, nested, call.results, unused)

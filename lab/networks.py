@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -45,14 +45,19 @@ class Model(NamedTuple):
         }
         write_tensors(path, self.network.state_dict(), ("model", json.dumps(description)))
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Outputs (N, outputs) for features (N, *inputs). Raises InputError for another shape."""
+    def predict(
+        self, features: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Outputs (N, outputs) for features (N, *inputs). Raises InputError for another shape.
+
+        `forward` computes them for a batch: the network, unless it is given as a compiled function.
+        """
         inputs, found = self.shape.inputs, tuple(features.shape[1:])
         if found != inputs:
             raise InputError(f"the model takes examples of shape {inputs}, the data have {found}")
         self.network.eval()
         with torch.no_grad():
-            return torch.cat([self.network(batch) for batch in features.split(BATCH)])
+            return torch.cat([(forward or self.network)(batch) for batch in features.split(BATCH)])
 
 
 @contextlib.contextmanager

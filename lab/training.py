@@ -178,8 +178,11 @@ def train(
         optimizer.step()
         return loss, correct(outputs, targets) if classify else 0
 
-    if not group:  # whose tensors are of a kind that only the mode computes
+    if group:  # whose tensors are of a kind that only the mode computes
+        predict = partial(group.predict, evaluated)
+    else:
         take_step = exact.compile(take_step)
+        predict = partial(evaluated.predict, forward=exact.compile(evaluated.network))
     at = TrainState()
     if checkpoint and checkpoint.saved:
         at = _restore(checkpoint.saved, network, optimizer, schedule, average)
@@ -217,7 +220,6 @@ def train(
                     checkpoint.save(*_state(at, network, optimizer, schedule, average))
                 progress.update()
 
-            predict = partial(group.predict, evaluated) if group else evaluated.predict
             measures = task.measure(predict(validation.features), validation.targets)
             _require_finite(measures["loss"], "in validation", at, lr)
             row = {"epoch": at.epoch, "train_loss": at.loss_sum / n}

@@ -5,9 +5,11 @@ declines, as it does for numbers that are too large for it, and then the referen
 """
 
 from exact.kernels import operations as _operations  # noqa: F401  (registers them)
+from exact.kernels import pooling as _pooling  # noqa: F401
+from exact.kernels.convolution import convolve, convolve_gradients
 from exact.kernels.products import multiply
 from exact.kernels.registry import find
 from exact.kernels.sgd import update
 from exact.kernels.shared_library import build, library
 
-__all__ = ["build", "find", "library", "multiply", "update"]
+__all__ = ["build", "convolve", "convolve_gradients", "find", "library", "multiply", "update"]

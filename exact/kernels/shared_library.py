@@ -113,6 +113,10 @@ def _prepared(found: ctypes.CDLL) -> ctypes.CDLL:
     for name, kinds in {
         "float_product": (c_void_p, c_long),
         "byte_product": (c_void_p, c_long),
+        "convolve": (c_void_p, c_long),
+        "convolve_gradients": (c_void_p, c_long),
+        "max_pool": (c_void_p, c_long),
+        "max_pool_backward": (floats, integers, c_long, c_long, c_long, floats),
         "sum": (floats, c_long, c_long, c_long, c_long, c_double, floats),
         "log_softmax": (floats, c_long, c_long, c_long, floats),
         "log_softmax_backward": (floats, floats, c_long, c_long, c_long, floats),

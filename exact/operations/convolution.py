@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from exact import grid, products
 from exact.registry import implements
 
-__all__ = ["expanded"]
+__all__ = ["expanded", "output_size"]
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -39,10 +39,8 @@ def _convolution(
                 strict=True,
             )
         ]  # fmt: skip
-        y = _input_gradient(x, size, weight, stride, padding, dilation, groups)
-    else:
-        y = _forward(x, weight, stride, padding, dilation, groups)
-    return (y if bias is None else y + bias.view(-1, *[1] * dims)).to(x.dtype)
+        return _input_gradient(x, size, weight, bias, stride, padding, dilation, groups)
+    return _forward(x, weight, bias, stride, padding, dilation, groups)
 
 
 @implements("convolution_backward")
@@ -55,55 +53,67 @@ def _convolution_backward(
     x_grad = weight_grad = bias_grad = None
     options: tuple[Any, ...] = (stride, padding, dilation, groups)
     if mask[0] and transposed:
-        x_grad = _cropped(_forward(grad, weight, *options), x)
+        x_grad = _cropped(_forward(grad, weight, None, *options), x)
     elif mask[0]:
-        x_grad = _input_gradient(grad, x.shape[2:], weight, *options)
+        x_grad = _input_gradient(grad, x.shape[2:], weight, None, *options)
     if mask[1]:
         outer, inner = (x, grad) if transposed else (grad, x)
-        weight_grad = _weight_gradient(outer, inner, weight, *options)
-    if mask[2]:
-        bias_grad = grid.sum(grad, [0, *range(2, grad.dim())])
-    return tuple(None if g is None else g.to(x.dtype) for g in (x_grad, weight_grad, bias_grad))  # type: ignore[return-value]
+        weight_grad, bias_grad = _weight_gradient(outer, inner, weight, *options)
+    if not mask[2]:
+        bias_grad = None
+    elif transposed or bias_grad is None:
+        bias_grad = grid.sum(grad, [0, *range(2, grad.dim())]).to(x.dtype)
+    return x_grad, weight_grad, bias_grad
 
 
 def _forward(
-    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int],
-    groups: int,
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    """Weights times the gathered patches, in float64."""
+    """Weights times the gathered patches, plus the bias."""
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    if kernels := products.compiled():
+        found = kernels.convolve(x, weight, bias, stride, padding, dilation, groups, size)
+        if found is not None:
+            return found
     patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)
     shape = (groups, len(weight) // groups, weight[0].numel())
     y = products.matmul(weight.reshape(shape), patches)
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    return y.reshape(len(x), weight.shape[0], *(_outputs(*size) for size in sizes))
+    y = y.reshape(len(x), weight.shape[0], *size)
+    return (y if bias is None else y + bias.view(-1, *[1] * len(size))).to(x.dtype)
 
 
 def _weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
-    """The gradient times the patches, over examples and places."""
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The gradient times the patches, over examples and places; of the bias, if that is known."""
+    if kernels := products.compiled():
+        options = (stride, padding, dilation, groups)
+        if found := kernels.convolve_gradients(grad, x, weight, *options):
+            return found
     patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)  # (N, G, K, L)
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    patches = patches.unflatten(-1, [_outputs(*size) for size in sizes])
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    patches = patches.unflatten(-1, size)
     patches = _cropped(patches, grad).flatten(3)
     g = grad.reshape(len(x), groups, len(weight) // groups, patches.shape[-1])
     g = g.permute(1, 2, 0, 3).flatten(2)  # (G, O/G, N · L)
     rows = patches.permute(1, 2, 0, 3).flatten(2)  # (G, K, N · L)
     product = products.matmul(g, rows.mT)  # (G, O/G, K)
-    return product.view(weight.shape)
+    return product.view(weight.shape).to(x.dtype), None
 
 
 def _input_gradient(
-    grad: Tensor, size: Any, weight: Tensor, stride: list[int], padding: list[int],
-    dilation: list[int], groups: int,
+    grad: Tensor, size: Any, weight: Tensor, bias: Tensor | None, stride: list[int],
+    padding: list[int], dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """The convolution of the gradient, with gaps of the stride, and the rotated weights."""
     outputs, kernel, dims = weight.shape[0], weight.shape[2:], len(stride)
-    spread = grad.new_zeros(
-        *grad.shape[:2], *((m - 1) * s + 1 for m, s in zip(grad.shape[2:], stride, strict=True))
-    )
-    spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = grad
+    spread = grad
+    if any(s > 1 for s in stride):
+        sizes = ((m - 1) * s + 1 for m, s in zip(grad.shape[2:], stride, strict=True))
+        spread = grad.new_zeros(*grad.shape[:2], *sizes)
+        spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = grad
     margins = []  # cut or filled so that the result has the size of x
     for i in reversed(range(dims)):  # F.pad starts with the last dimension
         before = dilation[i] * (kernel[i] - 1) - padding[i]
@@ -112,7 +122,7 @@ def _input_gradient(
     rotated = weight.flip(list(range(2, 2 + dims)))
     rotated = rotated.reshape(groups, outputs // groups, weight.shape[1], *kernel)
     rotated = rotated.transpose(1, 2).reshape(-1, outputs // groups, *kernel)
-    return _forward(F.pad(spread, margins), rotated, [1] * dims, [0] * dims, dilation, groups)
+    return _forward(F.pad(spread, margins), rotated, bias, [1] * dims, [0] * dims, dilation, groups)
 
 
 def _cropped(x: Tensor, like: Tensor) -> Tensor:
@@ -128,8 +138,14 @@ def expanded(sizes: Any, dims: int) -> list[int]:
     return listed * dims if len(listed) == 1 else listed
 
 
-def _outputs(n: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    return (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+def output_size(
+    size: Any, kernel: Any, stride: list[int], padding: list[int], dilation: list[int]
+) -> tuple[int, ...]:
+    """The size of a convolution's outputs, (…), for inputs of the size (…)."""
+    return tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
 
 
 def _patches(

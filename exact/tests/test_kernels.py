@@ -7,17 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import exact
 from exact import kernels, products, registry
 from exact.bytes import signed_bytes
+from exact.kernels import convolution
 from exact.tests.oracle import bits, numbers
 
 # Vector instructions by compiler flags, beside those of this machine.
@@ -93,8 +95,95 @@ def test_batches_of_products_are_the_same(left: Any, right: Any) -> None:
     for x, y in ((a, b), (b.mT, a.mT), (a.mT.contiguous().mT, b)):
         expected, found = products.matmul(x, y), kernels.multiply(x, y)
         assert found is not None and bits([found]) == bits([expected])
-        with products.computed_by(lambda x, y: -expected):  # noqa: B023 -- the control
+        with products.computed_by(SimpleNamespace(multiply=lambda x, y: -expected)):  # noqa: B023 -- the control
             assert torch.equal(products.matmul(x, y), -expected)
+
+
+@st.composite
+def convolutions(draw: Any) -> tuple[Tensor, Tensor, Tensor | None, list[Any]]:
+    """Images, weights, a bias, and stride, padding, dilation, transposed … groups, that fit."""
+    dims, groups = draw(st.sampled_from([1, 2, 2])), draw(st.sampled_from([1, 1, 2, 3]))
+    transposed, spread, seed = draw(st.booleans()), draw(st.sampled_from([0, 40])), draw(SIZES)
+    stride, dilation, kernel, size = (
+        [draw(st.sampled_from(sizes)) for _ in range(dims)]
+        for sizes in ((1, 1, 2, 3), (1, 1, 2), (1, 2, 3, 5), (1, 4, 13, 30))
+    )
+    most = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    padding = [draw(st.integers(0, reach)) for reach in most]
+    if not transposed:  # the least size that has an output
+        size = [max(n, reach - 2 * p + 1) for n, reach, p in zip(size, most, padding, strict=True)]
+    else:
+        padding = [min(p, reach // 2) for p, reach in zip(padding, most, strict=True)]
+    more = [
+        draw(st.integers(0, max(s, d) - 1)) if transposed else 0
+        for s, d in zip(stride, dilation, strict=True)
+    ]
+    inputs, outputs = (groups * draw(st.sampled_from([1, 2, 5, 9])) for _ in range(2))
+    shape = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
+    x = numbers((draw(st.sampled_from([1, 2, 5])), inputs, *size), spread, seed)
+    bias = numbers((outputs,), 3, seed) if draw(st.booleans()) else None
+    options = [stride, padding, dilation, transposed, more, groups]
+    return x, numbers((*shape, *kernel), spread, seed + 1), bias, options
+
+
+@settings(max_examples=40, deadline=None)
+@given(convolutions())
+def test_convolutions_are_the_same(library: Any, case: Any) -> None:
+    x, weight, bias, options = case
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "library", lambda: library)
+        y = reference("convolution", x, weight, bias, *options)
+        grad = numbers(tuple(y.shape), 3, 7)
+        backward = (grad, x, weight, [y.shape[1]], *options, [True, True, True])
+        expected = [y, *reference("convolution_backward", *backward)]
+        with products.computed_by(kernels):
+            found = [reference("convolution", x, weight, bias, *options)]
+            found += reference("convolution_backward", *backward)
+        assert [z.shape for z in found] == [z.shape for z in expected]
+        assert bits(found) == bits(expected)
+
+
+def test_a_convolution_is_left_to_the_reference_where_its_numbers_are_too_large(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "library", lambda: library)
+    options: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
+    for place in range(3):
+        x, weight, grad = (numbers(s, 0) for s in ((2, 3, 5, 5), (4, 3, 3, 3), (2, 4, 3, 3)))
+        for value in (1.0, math.nan, 2.0**110):  # 1.0: the control
+            (x, weight, grad)[place][0, 1, 1, 1] = value
+            known = kernels.convolve(x, weight, None, *options, *[(3, 3)]) is not None
+            assert known is (value == 1 or place == 2)
+            known = kernels.convolve_gradients(grad, x, weight, *options) is not None
+            assert known is (value == 1 or place == 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(*[st.sampled_from([1, 2, 3, 5])] * 2),
+    stride=st.tuples(*[st.sampled_from([1, 2, 3])] * 2),
+    dilation=st.tuples(*[st.sampled_from([1, 1, 2])] * 2),
+    shape=st.tuples(*[st.sampled_from([1, 4, 7, 16, 30])] * 2),
+    kind=st.sampled_from(["", "nan", "zeros", "-inf", "ties"]),
+)
+def test_max_pooling_is_the_same(
+    library: Any, sizes: Any, stride: Any, dilation: Any, shape: Any, kind: str
+) -> None:
+    padding = [k // 2 if d == 1 else 0 for k, d in zip(sizes, dilation, strict=True)]
+    reach = zip(shape, padding, dilation, sizes, strict=True)
+    assume(all(n + 2 * p > d * (k - 1) for n, p, d, k in reach))
+    x = numbers((2, 3, *shape), 3, sum(shape))
+    x = {"zeros": x.sign() * 0.0, "-inf": x * math.inf, "ties": x.round()}.get(kind, x)
+    if kind == "nan":
+        x.view(-1)[:: 1 + sum(sizes)] = math.nan
+    options = (list(sizes), list(stride), padding, list(dilation))
+    assert same(library, "max_pool2d_with_indices", x, *options)
+    y, indices = reference("max_pool2d_with_indices", x, *options)
+    grad = numbers(tuple(y.shape), 3, 1)
+    grad.view(-1)[0] = -0.0
+    overlap = list(dilation) != [1, 1] or any(s < k for s, k in zip(stride, sizes, strict=True))
+    backward = (grad, x, *options, False, indices)
+    assert same(library, "max_pool2d_with_indices_backward", *backward) is not overlap
 
 
 @pytest.mark.parametrize("k", [784, 4095, 4096, 4097, 9001])

@@ -278,6 +278,16 @@ def test_one_contraction_has_the_same_bits_whatever_computes_it(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_of_one_term_is_no_negative_zero(dtype: torch.dtype) -> None:
+    """As a sum that begins with 0.0; libraries differ in whether they begin so."""
+    minus, zeros = torch.full((5, 1), -1.0, dtype=dtype), torch.zeros(1, 7, dtype=dtype)
+    with exact.mode():
+        products = [minus @ zeros, minus[None] @ zeros, F.linear(minus, zeros.T)]
+    assert torch.signbit(minus * zeros).all()  # the control
+    assert not any(torch.signbit(product).any() for product in products)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("way", ["scatter_add", "index_add", "index_put"])
 def test_a_sum_in_a_place_depends_on_what_goes_there_alone(way: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
