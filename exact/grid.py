@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from exact.errors import NotExactError
+
 __all__ = [
     "BITS", "Peers", "divided", "headroom", "mean", "peers", "power_of_two_below", "representable",
     "require_floating_point", "require_same_type", "scale", "segment_sum", "snap", "sum",
@@ -146,7 +148,12 @@ def headroom(n: int) -> int:
 
 
 def require_floating_point(x: Tensor) -> None:
-    """Raise TypeError for integers, as PyTorch does; else results would be cut to integers."""
+    """Raise TypeError for integers, as PyTorch does; else results would be cut to integers.
+
+    And NotExactError for complex numbers, which PyTorch computes.
+    """
+    if x.is_complex():
+        raise NotExactError(f"numbers of {x.dtype}: only real numbers are exact")
     if not x.is_floating_point():
         raise TypeError(f"expected numbers of a floating-point type, not {x.dtype}")
 

@@ -10,7 +10,8 @@ from exact.registry import aten, exact_as_is, implements, overloads, register
 
 exact_as_is("""
     any all argmax argmin nonzero nonzero_static masked_select index_fill count_nonzero isin
-    searchsorted bucketize unique_dim unique_consecutive unique_dim_consecutive
+    searchsorted bucketize unique_dim unique_consecutive unique_dim_consecutive allclose
+    repeat_interleave
 """)
 
 

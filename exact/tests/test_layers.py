@@ -1,5 +1,6 @@
 """Layers are right forward and backward, in any layout, batch and order of summation."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -19,8 +20,14 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=G)
 
 
+def _triangle(x: Tensor) -> Tensor:
+    """A lower triangle that is far from singular."""
+    return x.tril(-1) + 3 * torch.eye(x.shape[-1], dtype=x.dtype)
+
+
 X = draw(3, 4, 7, 6)
 ONE = torch.tensor(1.0)
+POINTS = draw(1, 5, 2, 2)
 WORDS = torch.tensor([[1, 2, 1], [0, 1, 3]])
 CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "layer_norm": (lambda x, w, b: F.layer_norm(x, (6,), w, b), [X, draw(6), draw(6)]),
@@ -117,6 +124,55 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "weight_norm": (lambda v, g: torch._weight_norm(v, g, 1), [draw(4, 3), draw(1, 3)]),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), [X]),
     "max_pool2d, overlapping": (lambda x: F.max_pool2d(x, 3, 1, 1), [X]),
+    "grid_sample, zeros": (
+        lambda x, p: F.grid_sample(x, p.expand(len(x), 5, 2, 2), align_corners=False),
+        [X, draw(1, 5, 2, 2) / 2],
+    ),
+    "grid_sample, border": (
+        lambda x, p: F.grid_sample(
+            x, p.expand(len(x), 5, 2, 2), "bilinear", "border", align_corners=True
+        ),
+        [X, draw(1, 5, 2, 2) * 0.4],
+    ),
+    "grid_sample, reflection": (
+        lambda x, p: F.grid_sample(
+            x, 4 * p.expand(len(x), 5, 2, 2), "bilinear", "reflection", align_corners=False
+        ),
+        [X, draw(1, 5, 2, 2) / 2],
+    ),
+    "grid_sample, nearest": (
+        lambda x: F.grid_sample(
+            x, POINTS.to(x.dtype).expand(len(x), 5, 2, 2), "nearest", align_corners=False
+        ),
+        [X],
+    ),
+    "affine_grid": (
+        lambda theta: F.affine_grid(theta, [3, 4, 5, 6], align_corners=False),
+        [draw(3, 2, 3)],
+    ),
+    "cdist": (torch.cdist, [draw(2, 5, 3), draw(4, 3)]),
+    "cdist, 30 rows": (torch.cdist, [draw(30, 3), draw(4, 3)]),
+    "cdist, sum": (lambda x, y: torch.cdist(x, y, p=1), [draw(5, 3), draw(4, 3)]),
+    "cdist, cubes": (lambda x, y: torch.cdist(x, y, p=3), [draw(5, 3), draw(4, 3)]),
+    "cdist, largest": (lambda x, y: torch.cdist(x, y, p=math.inf), [draw(5, 3), draw(4, 3)]),
+    "cross": (torch.linalg.cross, [draw(5, 3), draw(1, 3)]),
+    "qr": (lambda x: torch.cat(torch.linalg.qr(x), -2), [draw(2, 5, 3)]),
+    "cholesky": (
+        lambda x: torch.linalg.cholesky(x @ x.mT + torch.eye(4, dtype=x.dtype)),
+        [draw(2, 4, 3)],
+    ),
+    "solve_triangular": (
+        lambda a, b: torch.linalg.solve_triangular(_triangle(a), b, upper=False),
+        [draw(2, 4, 4), draw(4, 3)],
+    ),
+    "solve_triangular, right": (
+        lambda b, a: torch.linalg.solve_triangular(_triangle(a).mT, b, upper=True, left=False),
+        [draw(3, 4), draw(4, 4)],
+    ),
+    "cholesky_solve": (
+        lambda b, a: torch.cholesky_solve(b, _triangle(a)),
+        [draw(2, 4, 3), draw(4, 4)],
+    ),
     "matmul, batched": (torch.matmul, [draw(2, 3, 5, 4), draw(3, 4, 2)]),
     "scaled_dot_product_attention": (
         F.scaled_dot_product_attention,
