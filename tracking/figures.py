@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -134,18 +135,17 @@ def mistakes(predictions: Rows, images: NDArray[Any], title: str) -> Figure:
     wrong = [i for i, row in enumerate(predictions) if row["actual"] != row["predicted"]]
     wrong.sort(key=lambda i: -float(predictions[i]["probability"]))
     rows, columns = MISTAKES
-    figure = Figure(figsize=(1.9 * columns, 2.5 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.9 * columns, 2.4 * rows + 0.4), layout="constrained")
     figure.suptitle(
         f"{title}: the most confident of {len(wrong):,} mistakes on {len(images):,} test images"
     )
-    for axes, i in zip(_grid(figure, rows, columns), wrong, strict=False):
-        row = predictions[i]
-        axes.imshow(images[i], cmap="gray_r")
-        axes.set_title(
-            _literal(f"no. {i}: {row['actual']}\npredicted: {row['predicted']}\n")
-            + f"with p = {float(row['probability']):.3f}",
-            fontsize=8,
-        )
+    wrong = wrong[: rows * columns]
+    labels = [
+        f"no. {i}: {predictions[i]['actual']}\npredicted: {predictions[i]['predicted']}\n"
+        f"with p = {float(predictions[i]['probability']):.3f}"
+        for i in wrong
+    ]
+    _show_images(figure, images[wrong], labels, columns, cmap="gray_r")
     return figure
 
 
@@ -163,12 +163,10 @@ def units(weights: NDArray[np.float32], names: Sequence[str], title: str) -> Fig
     figure = Figure(figsize=(1.5 * columns + 1.5, 1.5 * rows + 0.6), layout="constrained")
     figure.suptitle(f"{title}: weights of {len(shown)} of {len(weights)} units of the first layer")
     limit = float(np.quantile(np.abs(weights), 0.995)) or 1.0  # a few extreme weights do not set it
-    panels = _grid(figure, rows, columns)
-    for axes, i, label in zip(panels, shown, labels, strict=False):
-        image = axes.imshow(weights[i], cmap="RdBu", vmin=-limit, vmax=limit)
-        axes.set_title(_literal(label), fontsize=8)
-    meaning = "weight (blue: a bright pixel raises the unit, red: lowers it)"
-    figure.colorbar(image, ax=panels, label=meaning, shrink=0.8, extend="both")
+    options = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
+    axes = _show_images(figure, weights[shown], labels, columns, **options)
+    meaning = "weight: with blue, a bright pixel\nraises the unit, with red it lowers it"
+    figure.colorbar(axes.images[0], ax=axes, label=meaning, shrink=0.8, extend="both")
     return figure
 
 
@@ -204,9 +202,20 @@ def fit(table: Rows, test: Examples, title: str) -> Figure:
     return figure
 
 
-def _grid(figure: Figure, rows: int, columns: int) -> list[Any]:
-    """Panels for images, without axes."""
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels:
-        axes.set_axis_off()
-    return panels
+def _show_images(
+    figure: Figure, images: NDArray[Any], labels: Sequence[str], columns: int, **options: Any
+) -> Axes:
+    """Images (N, H, W) row by row, each below its label, in one panel, as many are slow to draw."""
+    height, width = images.shape[1:]
+    lines = 1 + max((label.count("\n") for label in labels), default=0)
+    step_x, step_y = 1.15 * width, (1.15 + 0.1 * lines) * height
+    axes = figure.subplots()
+    axes.set_axis_off()
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        row, column = divmod(number, columns)
+        left, bottom = column * step_x, (row + 1) * step_y
+        axes.imshow(image, extent=(left, left + width, bottom, bottom - height), **options)
+        at = (left + width / 2, bottom - 1.05 * height)
+        axes.text(*at, _literal(label), fontsize=8, ha="center", va="bottom")
+    axes.set(xlim=(0, columns * step_x), ylim=(math.ceil(len(images) / columns) * step_y, 0))
+    return axes
