@@ -4,18 +4,28 @@ Such numbers lie on every grid, so products need not round them, and use instruc
 bytes where the CPU has them. Operations that move numbers pass the mark on.
 """
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["from_bytes", "mark_bytes", "propagate_bytes", "signed_bytes"]
 
-# Of each marked tensor its bytes, and its version then. Beside it and not its attribute, as
-# a copy takes attributes along and counts its versions anew.
-_MARKS = WeakTensorKeyDictionary()
-_MARKED = "_exact_marked"  # an attribute of all that are, and of their copies
+_MARK = "_exact_bytes"  # an attribute of all marked tensors
+
+
+class _Mark:
+    """The bytes of one tensor, and its version then: changes of the tensor end it."""
+
+    def __init__(self, x: Tensor, bytes_: Tensor) -> None:
+        self.of, self.bytes, self.version = weakref.ref(x), bytes_, x._version
+
+    def __reduce__(self) -> Any:
+        # A copy of the tensor counts its versions anew, so it has no mark: an empty set instead,
+        # which torch.load accepts.
+        return set, ()
 
 
 def from_bytes(x: Tensor) -> Tensor:
@@ -43,30 +53,31 @@ def signed_bytes(x: Tensor) -> Tensor | None:
     The view has another shape, as of flattened images, or is the transpose of one. None without a
     mark, and where x has changed since: views count their versions together.
     """
-    bytes_, version = _mark(x)
+    mark = _mark(x)
+    if mark is not None:
+        return mark.bytes
     base = x._base
-    if bytes_ is None and base is not None and hasattr(base, _MARKED) and _is_whole(x, base):
-        bytes_, version = _mark(base)
-        if bytes_ is not None:
-            turned = not x.is_contiguous()
-            bytes_ = bytes_.reshape(x.shape[::-1]).t() if turned else bytes_.reshape(x.shape)
-    return None if bytes_ is None or version != x._version else bytes_
+    mark = None if base is None else _mark(base)
+    if base is None or mark is None or not _is_whole(x, base):
+        return None
+    turned = not x.is_contiguous()
+    return mark.bytes.reshape(x.shape[::-1]).t() if turned else mark.bytes.reshape(x.shape)
 
 
 def _from_signed(bytes_: Tensor) -> Tensor:
     return mark_bytes(bytes_.float().add_(128).mul_(1 / 256), bytes_)
 
 
-def _mark(x: Tensor) -> tuple[Tensor | None, int]:
-    # A search in such a dictionary takes longer than a small operation.
-    return _MARKS.get(x, (None, 0)) if hasattr(x, _MARKED) else (None, 0)
+def _mark(x: Tensor) -> _Mark | None:
+    mark: _Mark | None = getattr(x, _MARK, None)
+    # A shallow copy has the mark of another tensor.
+    return mark if mark and mark.of() is x and mark.version == x._version else None
 
 
 def mark_bytes(x: Tensor, bytes_: Tensor) -> Tensor:
     """Mark x, which is (bytes_ + 128) / 256, with its bytes less 128."""
     if not x.is_inference():  # whose changes are not counted
-        _MARKS[x] = (bytes_, x._version)
-        setattr(x, _MARKED, True)
+        setattr(x, _MARK, _Mark(x, bytes_))
     return x
 
 

@@ -82,6 +82,7 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
     return product.add_(0.0) if a.shape[-1] == 1 else product
 
 
+@functools.cache
 def product_bits(k: int) -> tuple[int, int]:
     """Bits for both operands of a contraction of length k: a + b + ceil(log2 k) <= 53.
 

@@ -41,7 +41,7 @@ def exact_powers() -> Iterator[None]:
 
     @functools.wraps(original)
     def step(schedule: lr_scheduler.LRScheduler, *args: Any, **kwargs: Any) -> None:
-        with _exact_gamma(schedule) if active() else contextlib.nullcontext():
+        with _exact_gamma(schedule) if active() and _powers(schedule) else contextlib.nullcontext():
             original(schedule, *args, **kwargs)
 
     lr_scheduler.LRScheduler.step = step  # type: ignore[assignment,method-assign]
@@ -55,10 +55,7 @@ def exact_powers() -> Iterator[None]:
 @contextlib.contextmanager
 def _exact_gamma(schedule: lr_scheduler.LRScheduler) -> Iterator[None]:
     """Make the powers of a learning rate schedule exact, and leave plain numbers behind."""
-    names = [
-        name for name in ("gamma", "power") if isinstance(getattr(schedule, name, None), float)
-    ]
-    before = {name: getattr(schedule, name) for name in names}
+    before = _powers(schedule)
 
     def assign(kind: type[float]) -> None:
         for name, value in before.items():
@@ -77,3 +74,9 @@ def _exact_gamma(schedule: lr_scheduler.LRScheduler) -> Iterator[None]:
         schedule._last_lr = [
             float(lr) if isinstance(lr, Base) else lr for lr in getattr(schedule, "_last_lr", [])
         ]
+
+
+def _powers(schedule: lr_scheduler.LRScheduler) -> dict[str, float]:
+    """The numbers by which the schedule computes powers."""
+    found = ((name, getattr(schedule, name, None)) for name in ("gamma", "power"))
+    return {name: value for name, value in found if isinstance(value, float)}

@@ -82,7 +82,7 @@ def _nll_loss(
 ) -> tuple[Tensor, Tensor] | None:
     if not _is_class(x, target, weight, reduction):
         return None
-    out = torch.empty(len(x))
+    out = torch.empty(target.shape)
     arguments = (x.data_ptr(), target.data_ptr(), *x.shape, ignored, out.data_ptr())
     return None if library.nll_loss(*arguments) else (out, x.new_zeros(()))
 
@@ -106,10 +106,11 @@ def _index_select(library: Any, x: Tensor, dim: int, index: Tensor) -> Tensor | 
         return None
     if index.dtype is not torch.int64 or not index.is_contiguous():
         return None
-    shape = (len(index), *x.shape[1:])
+    rows, n = x.shape[0], index.shape[0]
+    shape = (n, *x.shape[1:])
     gathered, out = torch.empty(shape, dtype=torch.int8), torch.empty(shape)
     failed = library.gather_bytes(
-        bytes_.data_ptr(), len(x), index.data_ptr(), len(index), x[0].numel(),
+        bytes_.data_ptr(), rows, index.data_ptr(), n, x.numel() // rows,
         gathered.data_ptr(), out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return None if failed else mark_bytes(out, gathered)

@@ -35,7 +35,7 @@ def _mm(library: Any, a: Tensor, b: Tensor) -> Tensor | None:
 
 @kernel("addmm")
 def _addmm(library: Any, bias: Tensor, a: Tensor, b: Tensor, **factors: float) -> Tensor | None:
-    plain = bias.dim() == 1 and len(bias) == b.shape[-1] and is_plain(bias)
+    plain = bias.dim() == 1 and bias.shape[0] == b.shape[-1] and is_plain(bias)
     return _product(library, a, b, bias) if plain and not factors else None
 
 
