@@ -183,7 +183,7 @@ INLINE int digits_of_row(
 }
 
 /* Of n <= COLUMNS columns next to each other, in pairs of rows that are `row` apart. */
-enum { COLUMNS = 64 };
+enum { COLUMNS = 64 / BYTE_ROWS * BYTE_ROWS };
 static int digits_of_columns(
     const float *x, long n, long k, long sk, long bits, int32_t *high, int32_t *low, long row,
     double *steps
@@ -306,26 +306,40 @@ static void pack_float_block(void *product, long block) {
     if (failed) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
 }
 
+/* The row i and column j of a block of the result: next to each other are those that share a block
+   of the larger operand, as the smaller one rather stays in the cache. */
+INLINE void place(long block, long rows, long columns, long *i, long *j) {
+    if (rows < columns) *i = block % rows, *j = block / rows;
+    else *i = block / columns, *j = block % columns;
+}
+
 /* Add the product of a packed block of k columns of ROWS numbers and k rows of WIDTH numbers. */
 INLINE void add_products(const double *a, const double *b, long k, double results[ROWS][WIDTH]) {
-    Doubles sums[ROWS][VECTORS];
-    memcpy(sums, results, sizeof sums);
+    Doubles sums[ROWS][VECTORS] = {0};  /* in registers: not `results` itself */
     for (long p = 0; p < k; p++)
         for (long i = 0; i < ROWS; i++) {
             Doubles x = a[p * ROWS + i] - (Doubles){0};
             for (long v = 0; v < VECTORS; v++)
                 sums[i][v] = multiply_add(sums[i][v], x, *(const Doubles *)(b + p * WIDTH + v * HALF));
         }
-    memcpy(results, sums, sizeof sums);
+    for (long i = 0; i < ROWS; i++)
+        for (long v = 0; v < VECTORS; v++) *(Doubles *)(results[i] + v * HALF) += sums[i][v];
 }
+
+enum { GROUP = 4, DEPTH = 192 };  /* blocks of rows that share what is in the cache of b's */
 
 static void multiply_float_block(void *product, long block) {
     Product *t = product;
-    long columns = blocks(t->m, WIDTH), i0 = block / columns * ROWS, j0 = block % columns * WIDTH;
-    const double *a = (double *)t->a_blocks + i0 * t->k, *b = (double *)t->b_blocks + j0 * t->k;
-    double results[ROWS][WIDTH] = {0};
-    add_products(a, b, t->k, results);
-    store(t, i0, j0, min(ROWS, t->n - i0), min(WIDTH, t->m - j0), results[0], WIDTH);
+    long rows = blocks(t->n, ROWS), i, j;
+    place(block, blocks(rows, GROUP), blocks(t->m, WIDTH), &i, &j);
+    i *= GROUP, j *= WIDTH;
+    const double *a = (double *)t->a_blocks + i * ROWS * t->k, *b = (double *)t->b_blocks + j * t->k;
+    double results[GROUP][ROWS][WIDTH] = {0};
+    for (long p = 0; p < t->k; p += DEPTH)
+        for (long g = 0; g < min(GROUP, rows - i); g++)
+            add_products(a + (g * t->k + p) * ROWS, b + p * WIDTH, min(DEPTH, t->k - p), results[g]);
+    for (long g = i; g < min(i + GROUP, rows); g++)
+        store(t, g * ROWS, j, min(ROWS, t->n - g * ROWS), min(WIDTH, t->m - j), results[g - i][0], WIDTH);
 }
 
 int float_product(Product *t, long threads) {
@@ -337,7 +351,7 @@ int float_product(Product *t, long threads) {
     long size = t->wide ? sizeof(double) : sizeof(float);
     for (long i = 0; i < t->batch && !t->failed; i++) {
         each(rows + columns, threads, pack_float_block, t);
-        if (!t->failed) each(rows * columns, threads, multiply_float_block, t);
+        if (!t->failed) each(blocks(rows, GROUP) * columns, threads, multiply_float_block, t);
         t->a += t->sa_b, t->b = (const float *)t->b + t->sb_b, t->out = (char *)t->out + t->so_b * size;
     }
     free(memory);
@@ -354,7 +368,7 @@ static void pack_byte_block(void *product, long block) {
     }
     long size = t->sa_n == 1 ? COLUMNS : BYTE_ROWS, start = (block - columns) * size;
     int failed = 0;
-    int32_t *high = (int32_t *)t->a_blocks + start * t->row, *low = high + t->low;
+    int32_t *high = (int32_t *)t->a_blocks + start * pairs, *low = high + t->low;
     const float *a = t->a + start * t->sa_n;
     if (t->sa_n == 1)
         failed = digits_of_columns(a, min(COLUMNS, t->n - start), t->k, t->sa_k, t->a_bits, high,
@@ -395,9 +409,12 @@ static void multiply_byte_block(void *product, long block) {
     Product *t = product;
     enum { PAIRS = 2048 };
     long rows = blocks(t->n, BYTE_ROWS), pairs = blocks(t->k, 2);
-    long i0 = block % rows * BYTE_ROWS, j0 = block / rows * BYTE_WIDTH;
+    long i0, j0;
+    place(block, rows, blocks(t->m, BYTE_WIDTH), &i0, &j0);
+    i0 *= BYTE_ROWS, j0 *= BYTE_WIDTH;
     long n = min(BYTE_ROWS, t->n - i0), m = min(BYTE_WIDTH, t->m - j0);
-    const int32_t *a = (int32_t *)t->a_blocks + i0 * t->row;
+    long first = t->row == 1 ? i0 % COLUMNS : 0;  /* within a block of columns */
+    const int32_t *a = (int32_t *)t->a_blocks + (i0 - first) * pairs + first;
     const int32_t *b = (int32_t *)t->b_blocks + j0 * pairs;
     double totals[BYTE_ROWS][BYTE_WIDTH] = {0};
     for (long start = 0; start < pairs; start += PAIRS) {
@@ -417,16 +434,17 @@ static void multiply_byte_block(void *product, long block) {
 /* The same of floats and bytes, for which b_bits is not used. */
 int byte_product(Product *t, long threads) {
     long columns = blocks(t->m, BYTE_WIDTH), pairs = blocks(t->k, 2);
-    long rows = blocks(t->n, BYTE_ROWS) * BYTE_ROWS;
+    long by_columns = t->sa_n == 1, size = by_columns ? COLUMNS : BYTE_ROWS;
+    long rows = blocks(t->n, size) * size;
     size_t digits = (size_t)(rows * pairs), bytes = (size_t)(columns * BYTE_WIDTH * pairs);
     char *memory = malloc((2 * digits + bytes) * sizeof(int32_t) + (size_t)rows * sizeof(double));
     if (!memory) return 1;
     t->steps = (double *)memory, t->a_blocks = t->steps + rows;
     t->b_blocks = (int32_t *)t->a_blocks + 2 * digits;
-    t->row = t->sa_n == 1 ? 1 : pairs, t->pair = t->sa_n == 1 ? rows : 1, t->low = (long)digits;
+    t->row = by_columns ? 1 : pairs, t->pair = by_columns ? COLUMNS : 1, t->low = (long)digits;
     t->failed = 0;
-    each(columns + blocks(t->n, t->sa_n == 1 ? COLUMNS : BYTE_ROWS), threads, pack_byte_block, t);
-    if (!t->failed) each(rows / BYTE_ROWS * columns, threads, multiply_byte_block, t);
+    each(columns + rows / size, threads, pack_byte_block, t);
+    if (!t->failed) each(blocks(t->n, BYTE_ROWS) * columns, threads, multiply_byte_block, t);
     free(memory);
     return t->failed;
 }
