@@ -38,7 +38,9 @@ class GPT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of the next token (N, TOKENS, LENGTH) for tokens (N, LENGTH)."""
-        hidden = self.layers(self.tokens(x) + self.places(self.place), mask=self.mask)
+        hidden = self.layers(
+            self.tokens(x) + self.places(self.place), mask=self.mask, is_causal=True
+        )
         scores: Tensor = self.output(hidden).transpose(1, 2)
         return scores
 
