@@ -736,6 +736,44 @@ static void pool_plane(void *pooling, long plane) {
     }
 }
 
+/* Means of windows without padding, `count` numbers each, as grid.sum and a division. */
+int average_pool(const Pooling *t, long bits, double count) {
+    long terms = t->kernel_y * t->kernel_x;
+    float *out = t->out;
+    for (long i = 0; i < t->planes * t->out_height; i++) {
+        const float *rows = t->x + (i / t->out_height * t->height + i % t->out_height * t->stride_y) * t->width;
+        for (long j = 0; j < t->out_width; j++) {
+            const float *x = rows + j * t->stride_x;
+            int32_t max = 0;
+            for (long y = 0; y < t->kernel_y; y++)
+                for (long k = 0; k < t->kernel_x; k++)
+                    max = magnitude(x[y * t->width + k]) > max ? magnitude(x[y * t->width + k]) : max;
+            if (max >= TOO_LARGE) return 1;
+            double total = 0, shift = terms <= 2 ? 0 : shift_of(scale_of(max), bits);
+            for (long y = 0; y < t->kernel_y; y++)
+                for (long k = 0; k < t->kernel_x; k++) total += snap(x[y * t->width + k], shift);
+            *out++ = (float)(total / count);
+        }
+    }
+    return 0;
+}
+
+/* Each gradient, divided, at all inputs of its window, for windows that do not overlap. */
+int average_pool_backward(const Pooling *t, double count) {
+    const float *grad = t->x;
+    memset(t->out, 0, (size_t)(t->planes * t->height * t->width) * sizeof *t->out);
+    for (long i = 0; i < t->planes * t->out_height; i++) {
+        float *rows = t->out + (i / t->out_height * t->height + i % t->out_height * t->stride_y) * t->width;
+        for (long j = 0; j < t->out_width; j++) {
+            float share = (float)(*grad++ / count + 0.0);
+            for (long y = 0; y < t->kernel_y; y++)
+                for (long k = 0; k < t->kernel_x; k++)
+                    rows[y * t->width + j * t->stride_x + k] = share;
+        }
+    }
+    return 0;
+}
+
 int max_pool(Pooling *t, long threads) {
     each(t->planes, threads, pool_plane, t);
     return 0;
@@ -818,24 +856,79 @@ INLINE double log_normal(double x) {
     return (double)e * LN2_HIGH + (series + (double)e * LN2_LOW);
 }
 
-/* Of rows with n numbers each. */
-int log_softmax(const float *x, long rows, long n, long bits, float *out) {
+/* Of rows with n numbers each, the softmax or its logarithm. Some numbers of a row may be -inf. */
+int softmax(const float *x, long rows, long n, long bits, long logarithm, float *out) {
+    const int32_t minus_infinity = bits_of(-__builtin_inff());
     int failed = 0;
     double shift = n <= 2 ? 0 : shift_of(1, bits);
     for (long i = 0; i < rows; i++, x += n, out += n) {
         float top = x[0];
-        int32_t max;
-        failed |= largest(x, 1, n, 0, 1, 1, &max);
         for (long j = 1; j < n; j++) top = x[j] > top ? x[j] : top;
+        failed |= magnitude(top) >= TOO_LARGE;
+        for (long j = 0; j < n; j++)
+            failed |= (magnitude(x[j]) >= TOO_LARGE) & (bits_of(x[j]) != minus_infinity);
+        if (failed) return 1;
         double total = 0;
         for (long j = 0; j < n; j++) {
             double shifted = (double)x[j] - top;
             total += (exp_normal(shifted > -700 ? shifted : -700) + shift) - shift;
         }
         double log = log_normal(total);
-        for (long j = 0; j < n; j++) out[j] = (float)(((double)x[j] - top) - log);
+        for (long j = 0; j < n; j++) {
+            double value = ((double)x[j] - top) - log;
+            out[j] = (float)(logarithm ? value : exp_any(value));
+        }
     }
-    return failed;
+    return 0;
+}
+
+/* Functions of each number, and their gradients by the function's value y. */
+enum { EXP, SIGMOID, TANH, SIGMOID_BACKWARD, TANH_BACKWARD, MAPPED = 4096 };
+
+typedef struct {
+    const float *x, *y;
+    float *out;
+    long n, function;
+    int failed;
+} Map;
+
+INLINE float value_of(long function, float x, float y) {
+    static const double tanh_terms[] = {1.0, -1.0 / 3, 2.0 / 15, -17.0 / 315};
+    double z = x;
+    switch (function) {
+    case EXP: return (float)exp_any(z);
+    case SIGMOID: return (float)(1 / (exp_any(-z) + 1));
+    case TANH: {
+        double far = 1 - 2 / (exp_any(2 * z) + 1), near = z * polynomial(z * z, tanh_terms, 4);
+        return (float)(__builtin_fabs(z) < 0.015625 ? near : far);
+    }
+    case SIGMOID_BACKWARD: return x * (y * (1 - y));
+    default: return x * (1 - y * y);
+    }
+}
+
+static void map_block(void *map, long block) {
+    Map *t = map;
+    long start = block * MAPPED, n = min(MAPPED, t->n - start);
+    const float *x = t->x + start, *y = t->y + start;
+    float *out = t->out + start;
+    int32_t max;
+    if (t->function <= TANH && largest(x, 1, n, 0, 1, 1, &max))
+        __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
+    else
+        switch (t->function) {  /* once for each, so that the loop has no other */
+        case EXP: for (long i = 0; i < n; i++) out[i] = value_of(EXP, x[i], 0); break;
+        case SIGMOID: for (long i = 0; i < n; i++) out[i] = value_of(SIGMOID, x[i], 0); break;
+        case TANH: for (long i = 0; i < n; i++) out[i] = value_of(TANH, x[i], 0); break;
+        case SIGMOID_BACKWARD: for (long i = 0; i < n; i++) out[i] = value_of(SIGMOID_BACKWARD, x[i], y[i]); break;
+        default: for (long i = 0; i < n; i++) out[i] = value_of(TANH_BACKWARD, x[i], y[i]);
+        }
+}
+
+int map(long function, const float *x, const float *y, long n, float *out, long threads) {
+    Map map = {x, y, out, n, function, 0};
+    each(blocks(n, MAPPED), threads, map_block, &map);
+    return map.failed;
 }
 
 int log_softmax_backward(

@@ -1,4 +1,4 @@
-"""Kernels of sums, of the cross-entropy loss and of gathering bytes."""
+"""Kernels of sums, functions, softmax, the cross-entropy loss and of gathering bytes."""
 
 import functools
 from typing import Any
@@ -45,22 +45,68 @@ def _size(shape: list[int]) -> int:
 
 @kernel("_log_softmax")
 def _log_softmax(library: Any, x: Tensor, dim: int, half_to_float: bool) -> Tensor | None:
-    if not x.dim() or dim % x.dim() != x.dim() - 1 or not is_plain(x):
+    return _softmax_of_rows(library, x, dim, logarithm=True)
+
+
+@kernel("_softmax")
+def _softmax(library: Any, x: Tensor, dim: int, half_to_float: bool) -> Tensor | None:
+    return _softmax_of_rows(library, x, dim, logarithm=False)
+
+
+@kernel("_safe_softmax")
+def _safe_softmax(
+    library: Any, x: Tensor, dim: int, dtype: torch.dtype | None = None
+) -> Tensor | None:
+    if dtype not in (None, torch.float32):
         return None
+    return _softmax_of_rows(library, x, dim, logarithm=False)
+
+
+def _softmax_of_rows(library: Any, x: Tensor, dim: int, logarithm: bool) -> Tensor | None:
+    if not x.dim() or not is_plain(x):
+        return None
+    if dim % x.dim() != x.dim() - 1:
+        found = _softmax_of_rows(library, x.movedim(dim, -1).contiguous(), -1, logarithm)
+        return None if found is None else found.movedim(-1, dim).contiguous()
     n = x.shape[-1]
     out = torch.empty_like(x)
     sizes = (x.numel() // n, n, grid.sum_bits(n))
-    return None if library.log_softmax(x.data_ptr(), *sizes, out.data_ptr()) else out
+    return None if library.softmax(x.data_ptr(), *sizes, logarithm, out.data_ptr()) else out
+
+
+for _number, _name in enumerate(("exp", "sigmoid", "tanh", "sigmoid_backward", "tanh_backward")):
+
+    @kernel(_name)
+    def _map(
+        library: Any, x: Tensor, y: Tensor | None = None, number: int = _number
+    ) -> Tensor | None:
+        """The function of each number, or x times its slope by its value y."""
+        out = torch.empty_like(x)
+        if not is_plain(out) or (y is not None and not (is_plain(x, y) and x.shape == y.shape)):
+            return None
+        x = x.contiguous()
+        pointers = x.data_ptr(), x.data_ptr() if y is None else y.data_ptr()
+        failed = library.map(number, *pointers, x.numel(), out.data_ptr(), torch.get_num_threads())
+        return None if failed else out
+
+    if not _name.endswith("backward"):
+
+        @kernel(f"{_name}_")
+        def _map_in_place(library: Any, x: Tensor, function: Any = _map) -> Tensor | None:
+            found = function(library, x)
+            return None if found is None else x.copy_(found)
 
 
 @kernel("_log_softmax_backward_data")
 def _log_softmax_backward(
     library: Any, grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype
 ) -> Tensor | None:
-    if dtype is not torch.float32 or dim % output.dim() != output.dim() - 1:
+    if dtype is not torch.float32 or not is_plain(grad, output):
         return None
-    if not is_plain(grad, output):
-        return None
+    if output.dim() and dim % output.dim() != output.dim() - 1:
+        moved = (x.movedim(dim, -1).contiguous() for x in (grad, output))
+        found = _log_softmax_backward(library, *moved, -1, dtype)
+        return None if found is None else found.movedim(-1, dim).contiguous()
     n = output.shape[-1]
     out = torch.empty_like(output)
     arguments = (grad.data_ptr(), output.data_ptr(), output.numel() // n, n, grid.sum_bits(n))

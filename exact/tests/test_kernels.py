@@ -206,7 +206,7 @@ def test_numbers_that_are_too_large_are_left_to_the_reference(library: Any, valu
     assert not same(library, "mm", a, b) and not same(library, "mm", b.t(), a.t())
     assert not same(library, "mm", a, images)
     assert not same(library, "sum.dim_IntList", a, [0])
-    assert not same(library, "_log_softmax", a, 1, False)
+    assert same(library, "_log_softmax", a, 1, False) is (value == -math.inf)
     assert not same(library, "_log_softmax_backward_data", a, a, 1, torch.float32)
 
 
@@ -220,6 +220,53 @@ def test_sums_are_the_same(library: Any, shape: tuple[int, ...], dim: int, seed:
     assert same(library, "mean", x)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    shape=st.tuples(*[st.integers(4, 9)] * 2),
+    divisor=st.sampled_from([None, 3]),
+)
+def test_average_pooling_is_the_same(
+    library: Any, size: int, stride: int, shape: Any, divisor: int | None
+) -> None:
+    x = numbers((2, 3, *shape), [0, 3, 40, 140][size - 1], stride)
+    options = ([size, 1 + size // 2], [stride], [0, 0], False, True, divisor)
+    assert same(library, "avg_pool2d", x, *options)
+    grad = numbers(tuple(reference("avg_pool2d", x, *options).shape), 3)
+    grad.view(-1)[0] = -0.0
+    overlap = stride < size or stride < 1 + size // 2
+    assert same(library, "avg_pool2d_backward", grad, x, *options) is not overlap
+    x[0, 0, :4, :4] = math.nan
+    assert not same(library, "avg_pool2d", x, *options)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=SIZES, m=SIZES, seed=st.integers(0, 99))
+def test_functions_and_softmax_are_the_same(library: Any, n: int, m: int, seed: int) -> None:
+    x = numbers((n, 2 * m), seed % 30, seed) * [1, 5, 30, 1000][seed % 4]
+    x[0, 0] = [0.0, -0.0, 1e-45, 1e30][seed % 4]
+    for name in ("exp", "sigmoid", "tanh"):
+        for y in (x, x.t(), x[:, ::2]):
+            known = torch.empty_like(y).is_contiguous()
+            assert same(library, name, y) is known
+            changed = y.clone(memory_format=torch.preserve_format)
+            assert (kernel(library, f"{name}_", changed) is changed) is known
+            assert not known or bits([changed]) == bits([reference(name, y)])
+    for name in ("sigmoid", "tanh"):
+        y = reference(name, x)
+        assert same(library, f"{name}_backward", numbers((n, 2 * m), 3, seed), y)
+    x[:, 1] = -math.inf
+    assert same(library, "_softmax", x, 1, False) and same(library, "_log_softmax", x, 1, False)
+    assert same(library, "_safe_softmax", x, -1)
+    y = x.view(n, m, 2)
+    assert same(library, "_log_softmax", y, 1, False) or y.isinf().all(1).any()
+    x[0] = -math.inf  # of which nothing is left
+    assert not same(library, "_safe_softmax", x, -1)
+    x[0] = math.nan
+    assert not any(same(library, name, x) for name in ("exp", "sigmoid", "tanh"))
+
+
 @settings(max_examples=25, deadline=None)
 @given(n=SIZES, classes=SIZES, seed=st.integers(0, 99))
 def test_losses_are_the_same(library: Any, n: int, classes: int, seed: int) -> None:
@@ -229,6 +276,7 @@ def test_losses_are_the_same(library: Any, n: int, classes: int, seed: int) -> N
     assert same(library, "_log_softmax", x, 1, False)
     output = reference("_log_softmax", x, 1, False)
     assert same(library, "_log_softmax_backward_data", grad, output, -1, torch.float32)
+    assert same(library, "_log_softmax_backward_data", grad, output, 0, torch.float32)
     labels = torch.randint(0, classes, (n,), generator=torch.Generator().manual_seed(seed))
     labels[0] = -100 if seed % 2 else 0
     assert same(library, "nll_loss_forward", output, labels, None, 0, -100)
