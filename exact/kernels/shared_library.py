@@ -25,7 +25,7 @@ from exact import functions
 
 __all__ = ["build", "library"]
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCE = Path(__file__).with_name("kernels.c")  # which includes the headers beside it
 # No fused multiply-add but where the source asks for it.
 _FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
 
@@ -55,7 +55,9 @@ def build(folder: Path, flags: tuple[str, ...] = ("-march=native",)) -> ctypes.C
     Raises OSError without a C compiler and subprocess.SubprocessError where it fails.
     """
     compiler = _compiler()
-    made_of = (_SOURCE.read_text(), compiler, flags, sys.platform, platform.machine(), _processor())
+    parts = sorted([_SOURCE, *_SOURCE.parent.glob("*.h")])
+    sources = [part.read_text() for part in parts]
+    made_of = (sources, compiler, flags, sys.platform, platform.machine(), _processor())
     path = folder / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.so"
     if not path.exists():
         # Several processes may do so at once: the name appears when the file is complete.

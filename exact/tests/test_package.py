@@ -54,14 +54,14 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_archives_hold_what_is_needed_and_no_more(python: Path) -> None:
     dist = python.parents[2] / "dist"
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
-    modules = {
+    files = {
         path.relative_to(FOLDER.parent).as_posix()
         for folder in (".", "distributed", "kernels", "operations")
-        for path in Path(FOLDER, folder).glob("*.py")
+        for pattern in ("*.py", "*.c", "*.h")
+        for path in Path(FOLDER, folder).glob(pattern)
     }
     names = set(zipfile.ZipFile(wheel).namelist())
-    others = {"exact/kernels/kernels.c", "exact/py.typed"}
-    assert {name for name in names if ".dist-info/" not in name} == modules | others
+    assert {name for name in names if ".dist-info/" not in name} == files | {"exact/py.typed"}
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "tests/test_package.py"} <= held
