@@ -1,4 +1,4 @@
-"""Milliseconds of a training step of five models: natively, in exact mode, and compiled.
+"""Milliseconds of a training step of six models: natively, in exact mode, and compiled.
 
     python -m benchmarks.steps
 
@@ -68,6 +68,15 @@ def lenet() -> nn.Module:
     )  # fmt: skip
 
 
+def cnn() -> nn.Module:
+    """The convolutional network of docs/extending.md."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * 49, 10),
+    )  # fmt: skip
+
+
 def images(*shape: int) -> tuple[Tensor, Tensor]:
     """Random images and classes."""
     return torch.randn(shape), torch.randint(10, shape[:1])
@@ -80,6 +89,7 @@ def text() -> tuple[Tensor, Tensor]:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tensor]]]] = {
+    "CNN of extending.md, 64 images": (cnn, lambda: images(64, 1, 28, 28)),
     "LeNet, 64 images": (lenet, lambda: images(64, 1, 28, 28)),
     "squeezenet1_1, 8 images of 64 x 64": (
         lambda: torchvision.models.squeezenet1_1(num_classes=10),
