@@ -35,6 +35,11 @@ def _matmul(call: Local, a: DTensor, b: DTensor) -> Any:
     return over_all(call, a.device_mesh, a.shape[-1], a, b)
 
 
+@implements("linalg_qr", "linalg_cholesky_ex", "linalg_solve_triangular", "cholesky_solve")
+def _decomposition(call: Local, *args: Any, **kwargs: Any) -> Any:
+    raise RefusalError("DTensor may divide one matrix between workers")
+
+
 @implements("sum", "sum.dim_IntList", "mean", "mean.dim")
 def _sum(call: Local, x: DTensor, dims: Any = None, *args: Any, **kwargs: Any) -> Any:
     return _reduce(call, x, dims, x, dims, *args, **kwargs)

@@ -113,6 +113,13 @@ REFUSED = {  # and by which operation
     "unfold": "aten.im2col.default",
     "fold": "aten.col2im.default",
     "weight_norm": "aten._weight_norm_interface_backward.default",
+    "affine_grid": "aten.affine_grid_generator.default",
+    **dict.fromkeys(
+        ("cdist", "cdist, sum", "cdist, cubes", "cdist, largest"), "aten._cdist_forward.default"
+    ),
+    "qr": "aten.linalg_qr.default",
+    "solve_triangular, right": "aten.linalg_solve_triangular.default",
+    "cholesky_solve": "aten.cholesky_solve.default",
     "matmul, batched": "aten.view.default",
     "largest of columns": "aten.amax.default",
 }
