@@ -15,6 +15,10 @@ typedef struct {
     int failed;
 } Convolution;
 
+static double multiplications(const Convolution *t) {
+    return (double)t->images * t->height * t->width * t->groups * t->outputs * t->k;
+}
+
 static void fail(Convolution *t, int failed) {
     if (failed) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
 }
@@ -97,6 +101,7 @@ static void convolve_blocks(void *convolution, long thread) {
 }
 
 int convolve(Convolution *t, long threads) {
+    threads = useful(threads, multiplications(t));
     long rows = t->groups * blocks(t->outputs, ROWS);
     t->weights = malloc((size_t)(rows * ROWS * t->k) * sizeof(double));
     t->largest = calloc((size_t)(t->images * t->groups * t->plane), sizeof *t->largest);
@@ -213,6 +218,7 @@ static void accumulate(void *convolution, long thread) {
 
 /* The gradient of the weights, and of the bias. */
 int convolve_gradients(Convolution *t, long threads) {
+    threads = useful(threads, multiplications(t));
     long rows = t->groups * t->outputs, columns = blocks(t->k, WIDTH);
     size_t shifts = (size_t)(rows + t->groups * t->k);
     char *memory = calloc(shifts + (size_t)threads, sizeof(double));

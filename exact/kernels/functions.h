@@ -137,7 +137,7 @@ static void map_block(void *map, long block) {
 
 int map(long function, const float *x, const float *y, long n, float *out, long threads) {
     Map map = {x, y, out, n, function, 0};
-    each(blocks(n, MAPPED), threads, map_block, &map);
+    each(blocks(n, MAPPED), useful(threads, 32.0 * n), map_block, &map);
     return map.failed;
 }
 

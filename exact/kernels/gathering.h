@@ -29,6 +29,6 @@ int gather_bytes(
     for (long i = 0; i < rows; i++)
         if ((uint64_t)index[i] >= (uint64_t)length) return 1;
     Gather gather = {x, index, rows, n, bytes, out, 0};
-    each(blocks(rows, GATHERED), threads, gather_block, &gather);
+    each(blocks(rows, GATHERED), useful(threads, 4.0 * rows * n), gather_block, &gather);
     return 0;
 }

@@ -85,7 +85,8 @@ int average_pool_backward(const Pooling *t, double count) {
 }
 
 int max_pool(Pooling *t, long threads) {
-    each(t->planes, threads, pool_plane, t);
+    double inputs = (double)t->planes * t->out_height * t->out_width * t->kernel_y * t->kernel_x;
+    each(t->planes, useful(threads, 8 * inputs), pool_plane, t);
     return 0;
 }
 

@@ -195,6 +195,7 @@ static void multiply_float_block(void *product, long block) {
 }
 
 int float_product(Product *t, long threads) {
+    threads = useful(threads, (double)t->n * t->k * t->m);
     long rows = blocks(t->n, ROWS), columns = blocks(t->m, WIDTH);
     size_t a_size = (size_t)(rows * ROWS * t->k) * sizeof(double);
     char *memory = malloc(a_size + (size_t)(columns * WIDTH * t->k) * sizeof(double));
@@ -285,6 +286,7 @@ static void multiply_byte_block(void *product, long block) {
 
 /* The same of floats and bytes, for which b_bits is not used. */
 int byte_product(Product *t, long threads) {
+    threads = useful(threads, (double)t->n * t->k * t->m);
     long columns = blocks(t->m, BYTE_WIDTH), pairs = blocks(t->k, 2);
     long by_columns = t->sa_n == 1, size = by_columns ? COLUMNS : BYTE_ROWS;
     long rows = blocks(t->n, size) * size;

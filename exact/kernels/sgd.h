@@ -32,6 +32,6 @@ int sgd(const Weights *weights, long count, const float *settings, long threads)
     Update update = {weights, count, settings[0], settings[1], settings[2], settings[3]};
     long n = 0;
     for (long i = 0; i < count; i++) n += blocks(weights[i].n, UPDATED);
-    each(n, threads, update_block, &update);
+    each(n, useful(threads, 8.0 * n * UPDATED), update_block, &update);
     return 0;
 }
