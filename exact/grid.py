@@ -150,7 +150,7 @@ def headroom(n: int) -> int:
 def require_floating_point(x: Tensor) -> None:
     """Raise TypeError for integers, as PyTorch does; else results would be cut to integers.
 
-    And NotExactError for complex numbers, which PyTorch computes.
+    Raise NotExactError for complex numbers, which PyTorch accepts.
     """
     if x.is_complex():
         raise NotExactError(f"numbers of {x.dtype}: only real numbers are exact")

@@ -74,8 +74,6 @@ class Replay:
                         _repeat(step, tensors)
             for x, (index,) in recording.gradients:
                 x.grad = tensors[index]
-        if type(recording.results) is Ref:
-            return tensors[recording.results.number]
         return map_refs(lambda ref: tensors[ref.number], recording.results)
 
 

@@ -41,7 +41,8 @@ def exact_powers() -> Iterator[None]:
 
     @functools.wraps(original)
     def step(schedule: lr_scheduler.LRScheduler, *args: Any, **kwargs: Any) -> None:
-        with _exact_gamma(schedule) if active() and _powers(schedule) else contextlib.nullcontext():
+        numbers = _powers(schedule) if active() else {}
+        with _exact_gamma(schedule, numbers) if numbers else contextlib.nullcontext():
             original(schedule, *args, **kwargs)
 
     lr_scheduler.LRScheduler.step = step  # type: ignore[assignment,method-assign]
@@ -53,9 +54,8 @@ def exact_powers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exact_gamma(schedule: lr_scheduler.LRScheduler) -> Iterator[None]:
-    """Make the powers of a learning rate schedule exact, and leave plain numbers behind."""
-    before = _powers(schedule)
+def _exact_gamma(schedule: lr_scheduler.LRScheduler, before: dict[str, float]) -> Iterator[None]:
+    """Make the powers of these numbers of a schedule exact, and leave plain numbers behind."""
 
     def assign(kind: type[float]) -> None:
         for name, value in before.items():
@@ -77,6 +77,6 @@ def _exact_gamma(schedule: lr_scheduler.LRScheduler) -> Iterator[None]:
 
 
 def _powers(schedule: lr_scheduler.LRScheduler) -> dict[str, float]:
-    """The numbers by which the schedule computes powers."""
+    """The numbers of the schedule that it raises to powers."""
     found = ((name, getattr(schedule, name, None)) for name in ("gamma", "power"))
     return {name: value for name, value in found if isinstance(value, float)}

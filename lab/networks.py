@@ -50,7 +50,7 @@ class Model(NamedTuple):
     ) -> Tensor:
         """Outputs (N, outputs) for features (N, *inputs). Raises InputError for another shape.
 
-        `forward` computes them for a batch: the network, unless it is given as a compiled function.
+        `forward` computes the outputs of a batch. By default it is the network.
         """
         inputs, found = self.shape.inputs, tuple(features.shape[1:])
         if found != inputs:

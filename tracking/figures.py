@@ -205,7 +205,7 @@ def fit(table: Rows, test: Examples, title: str) -> Figure:
 def _show_images(
     figure: Figure, images: NDArray[Any], labels: Sequence[str], columns: int, **options: Any
 ) -> Axes:
-    """Images (N, H, W) row by row, each below its label, in one panel, as many are slow to draw."""
+    """Images (N, H, W) row by row, each below its label. One panel, as many are slow to draw."""
     height, width = images.shape[1:]
     lines = 1 + max((label.count("\n") for label in labels), default=0)
     step_x, step_y = 1.15 * width, (1.15 + 0.1 * lines) * height

@@ -72,7 +72,7 @@ static void each(long n, long threads, void (*body)(void *, long), void *context
         work(&loop);
 }
 
-/* To wake a thread takes as long as some 2^20 multiplications. */
+/* To wake a thread takes about as long as 2^21 multiplications. */
 INLINE long useful(long threads, double operations) { return operations < 1 << 21 ? 1 : threads; }
 
 INLINE long min(long a, long b) { return a < b ? a : b; }

@@ -43,14 +43,13 @@ def convolve(
     if compiled is None or not _is_supported(x, weight, *([] if bias is None else [bias])):
         return None
     x = _padded(x, padding)
-    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
-    out = x.new_empty(len(x), len(weight), *size)
-    terms = weight[0].numel()
-    call = _call(x, weight.shape, stride, dilation, groups, size, terms)
-    call.weight, call.out = weight.data_ptr(), out.data_ptr()
-    call.bias = None if bias is None else bias.data_ptr()
     if x.numel() >= _LARGEST:
         return None
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
+    out = x.new_empty(len(x), len(weight), *size)
+    call = _call(x, weight.shape, stride, dilation, groups, size, terms=weight[0].numel())
+    call.weight, call.out = weight.data_ptr(), out.data_ptr()
+    call.bias = None if bias is None else bias.data_ptr()
     return None if compiled.convolve(ctypes.byref(call), torch.get_num_threads()) else out
 
 
@@ -66,12 +65,12 @@ def convolve_gradients(
     if compiled is None or not _is_supported(grad, x, weight):
         return None
     x, grad = _padded(x, padding), grad.contiguous()
+    if max(x.numel(), grad.numel()) >= _LARGEST:
+        return None
     out, bias_grad = torch.empty(weight.shape), torch.empty(len(weight))
     terms = grad.numel() // grad.shape[1]
     call = _call(x, weight.shape, stride, dilation, groups, grad.shape[2:], terms)
     call.grad, call.out, call.bias_grad = grad.data_ptr(), out.data_ptr(), bias_grad.data_ptr()
-    if max(x.numel(), grad.numel()) >= _LARGEST:
-        return None
     failed = compiled.convolve_gradients(ctypes.byref(call), torch.get_num_threads())
     return None if failed else (out, bias_grad)
 
