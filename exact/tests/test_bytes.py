@@ -11,7 +11,7 @@ from torch import Tensor
 
 import exact
 from exact import products
-from exact.bytes import propagate_bytes, signed_bytes
+from exact.bytes import mark_bytes, propagate_bytes, signed_bytes
 from exact.tests.oracle import numbers
 
 
@@ -85,6 +85,8 @@ def test_a_mark_lives_with_its_tensor_alone() -> None:
     with exact.mode():
         expected = (marked.clone() * 3) @ weights
     assert signed_bytes(marked) is not None and signed_bytes(marked.t()) is not None
+    unchanged = mark_bytes(marked.clone(), torch.zeros(5, 4, dtype=torch.int8))  # of version 0
+    assert signed_bytes(unchanged) is not None and signed_bytes(copy.copy(unchanged)) is None
     for copied in (copy.deepcopy(marked), torch.load(saved)):
         assert signed_bytes(copied) is None
         with exact.mode():
