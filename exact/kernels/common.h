@@ -20,6 +20,17 @@ enum { HALF = LANES / 2, BYTE_WIDTH = LANES * BYTE_VECTORS, WIDTH = HALF * VECTO
 typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef double Doubles __attribute__((vector_size(4 * LANES), aligned(8)));
 
+/* Four rows of four numbers become four columns. */
+typedef int32_t Four __attribute__((vector_size(16), aligned(4)));
+INLINE void transpose(Four x[4]) {
+    Four a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5);
+    Four b = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5);
+    Four c = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+    Four d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+    x[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5), x[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    x[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5), x[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
 /* acc + the sum of the products of both halves of each int32. */
 INLINE Ints dot(Ints acc, Ints a, Ints b) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)

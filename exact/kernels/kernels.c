@@ -7,6 +7,9 @@ for it (2^110 and more, infinity, NaN), labels or indices are out of range, or m
 */
 
 #include "common.h"
+#include "integers.h"
+#include "vectors.h"
+#include "tiles.h"
 #include "products.h"
 #include "convolution.h"
 #include "pooling.h"

@@ -23,8 +23,15 @@ from exact.kernels import convolution
 from exact.tests.oracle import bits, numbers
 
 # Vector instructions by compiler flags, beside those of this machine.
-OTHERS = {"avx2": ("-mavx2", "-mfma"), "sse2": (), "avx512": ("-mavx512f", "-mavx512bw")}
-FEATURES = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+AVX512 = ("-mavx512f", "-mavx512bw")
+OTHERS = {
+    "avx2": ("-mavx2", "-mfma"),
+    "sse2": (),
+    "avx512": AVX512,
+    "vnni": (*AVX512, "-mavx512vnni"),
+}
+CPU = Path("/proc/cpuinfo")
+FEATURES = CPU.read_text().replace("_", "") if CPU.exists() else ""
 SIZES = st.sampled_from([1, 2, 3, 5, 16, 31, 64, 65])
 
 
@@ -82,6 +89,19 @@ def test_products_are_the_same(library: Any, n: int, k: int, m: int, seed: int) 
             assert same(library, "mm", x, y)
             assert same(library, "mm", y.t(), x.t())
             assert same(library, "addmm", bias, x, y)
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+def test_long_products_are_the_same(library: Any, extreme: bool) -> None:
+    k = 33_000  # more than the sums of integers have room for
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((3, k), (k, 17)))
+    images = torch.randint(0, 256, (k, 17), generator=generator).to(torch.uint8)
+    if extreme:
+        a, b, images = a * 0 - 0.999999, b * 0 + 0.999999, images * 0 + 255
+    for y in (b, exact.from_bytes(images)):
+        assert same(library, "mm", a, y)
+        assert same(library, "mm", y.t(), a.t())
 
 
 @pytest.mark.parametrize(

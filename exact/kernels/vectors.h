@@ -1,0 +1,225 @@
+/* Matrix products by vector instructions: of floats in float64, of floats and bytes in int16. */
+
+static void pack_float_block(void *product, long block) {
+    Product *t = product;
+    long rows = blocks(t->n, ROWS), i = block * ROWS, j = (block - rows) * WIDTH;
+    int failed =
+        block < rows
+            ? pack(t->a + i * t->sa_n, min(ROWS, t->n - i), t->k, t->sa_n, t->sa_k, t->a_bits, ROWS,
+                   (double *)t->a_blocks + i * t->k)
+            : pack((const float *)t->b + j * t->sb_m, min(WIDTH, t->m - j), t->k, t->sb_m, t->sb_k,
+                   t->b_bits, WIDTH, (double *)t->b_blocks + j * t->k);
+    if (failed) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
+}
+
+/* Add the product of a packed block of k columns of ROWS numbers and k rows of WIDTH numbers. */
+INLINE void add_products(const double *a, const double *b, long k, double results[ROWS][WIDTH]) {
+    Doubles sums[ROWS][VECTORS] = {0};  /* in registers: not `results` itself */
+    for (long p = 0; p < k; p++)
+        for (long i = 0; i < ROWS; i++) {
+            Doubles x = a[p * ROWS + i] - (Doubles){0};
+            for (long v = 0; v < VECTORS; v++)
+                sums[i][v] = multiply_add(sums[i][v], x, *(const Doubles *)(b + p * WIDTH + v * HALF));
+        }
+    for (long i = 0; i < ROWS; i++)
+        for (long v = 0; v < VECTORS; v++) *(Doubles *)(results[i] + v * HALF) += sums[i][v];
+}
+
+enum { GROUP = 4, DEPTH = 192 };  /* blocks of rows that share what is in the cache of b's */
+
+static void multiply_float_block(void *product, long block) {
+    Product *t = product;
+    long rows = blocks(t->n, ROWS), i, j;
+    place(block, blocks(rows, GROUP), blocks(t->m, WIDTH), &i, &j);
+    i *= GROUP, j *= WIDTH;
+    const double *a = (double *)t->a_blocks + i * ROWS * t->k, *b = (double *)t->b_blocks + j * t->k;
+    double results[GROUP][ROWS][WIDTH] = {0};
+    for (long p = 0; p < t->k; p += DEPTH)
+        for (long g = 0; g < min(GROUP, rows - i); g++)
+            add_products(a + (g * t->k + p) * ROWS, b + p * WIDTH, min(DEPTH, t->k - p), results[g]);
+    for (long g = i; g < min(i + GROUP, rows); g++)
+        store(t, g * ROWS, j, min(ROWS, t->n - g * ROWS), min(WIDTH, t->m - j), results[g - i][0], WIDTH);
+}
+
+static int vector_product(Product *t, long threads) {
+    long rows = blocks(t->n, ROWS), columns = blocks(t->m, WIDTH);
+    size_t a_size = (size_t)(rows * ROWS * t->k) * sizeof(double);
+    char *memory = malloc(a_size + (size_t)(columns * WIDTH * t->k) * sizeof(double));
+    if (!memory) return 1;
+    t->a_blocks = memory, t->b_blocks = memory + a_size, t->failed = 0;
+    long size = t->wide ? sizeof(double) : sizeof(float);
+    for (long i = 0; i < t->batch && !t->failed; i++) {
+        each(rows + columns, threads, pack_float_block, t);
+        if (!t->failed) each(blocks(rows, GROUP) * columns, threads, multiply_float_block, t);
+        t->a += t->sa_b, t->b = (const float *)t->b + t->sb_b, t->out = (char *)t->out + t->so_b * size;
+    }
+    free(memory);
+    return t->failed;
+}
+
+INLINE int digits_of_row(
+    const float *x, long k, long sk, long bits, int16_t *high, int16_t *low, double *step
+) {
+    int32_t max;
+    int failed = largest(x, 1, k, 0, sk, 1, &max);
+    Grid grid = grid_of(max, bits);
+    *step = grid.step;
+    for (long p = 0; p < k; p++) {
+        int32_t i = integer(x[p * sk], grid.shift);
+        high[p] = (int16_t)high_part(i);
+        low[p] = (int16_t)low_part(i);
+    }
+    if (k & 1) high[k] = low[k] = 0;
+    return failed;
+}
+
+/* Of n <= COLUMNS columns next to each other, in pairs of rows that are `row` apart. */
+enum { COLUMNS = 64 / BYTE_ROWS * BYTE_ROWS };
+static int digits_of_columns(
+    const float *x, long n, long k, long sk, long bits, int32_t *high, int32_t *low, long row,
+    double *steps
+) {
+    int32_t max[COLUMNS];
+    float shift[COLUMNS];
+    int failed = largest(x, n, k, 1, sk, COLUMNS, max);
+    for (long v = 0; v < n; v++) {
+        Grid grid = grid_of(max[v], bits);
+        shift[v] = grid.shift, steps[v] = grid.step;
+    }
+    for (long p = 0; p < k; p += 2, high += row, low += row) {
+        const float *first = x + p * sk, *second = p + 1 < k ? first + sk : NULL;
+        for (long v = 0; v < n; v++) {
+            int32_t i = integer(first[v], shift[v]), j = second ? integer(second[v], shift[v]) : 0;
+            high[v] = pair(high_part(i), high_part(j));
+            low[v] = pair(low_part(i), low_part(j));
+        }
+    }
+    return failed;
+}
+
+/* Bytes, given as byte - 128: bytes p and p + 1 of vector v as out[p / 2 * BYTE_WIDTH + v]. */
+INLINE void pack_bytes_strided(const int8_t *x, long n, long k, long sn, long sk, int32_t *out) {
+    for (long p = 0; p < k; p += 2, out += BYTE_WIDTH) {
+        for (long v = 0; v < n; v++) out[v] = x[v * sn + p * sk] + 128;
+        for (long v = n; v < BYTE_WIDTH; v++) out[v] = 0;
+        if (p + 1 < k)
+            for (long v = 0; v < n; v++) out[v] |= (x[v * sn + (p + 1) * sk] + 128) << 16;
+    }
+}
+
+/* The same for vectors that are contiguous: squares of four pairs of four vectors are turned. */
+static void pack_rows_of_bytes(const int8_t *x, long n, long k, long sn, int32_t *out) {
+    for (long group = 0; group < BYTE_WIDTH; group += 4)
+        for (long start = 0; start < k; start += 8) {
+            long length = min(8, k - start);
+            Four x4[4] = {0};
+            for (long v = 0; v < min(4, n - group); v++) {
+                const int8_t *from = x + (group + v) * sn + start;
+                int16_t wide[8] = {0};
+                if (length == 8)
+                    for (long p = 0; p < 8; p++) wide[p] = from[p] + 128;
+                else
+                    for (long p = 0; p < length; p++) wide[p] = from[p] + 128;
+                memcpy(x4 + v, wide, sizeof wide);
+            }
+            transpose(x4);
+            for (long p = 0; p < blocks(length, 2); p++)
+                *(Four *)(out + (start / 2 + p) * BYTE_WIDTH + group) = x4[p];
+        }
+}
+
+static void pack_bytes(const int8_t *x, long n, long k, long sn, long sk, int32_t *out) {
+    if (sn == 1 && n == BYTE_WIDTH) pack_bytes_strided(x, BYTE_WIDTH, k, 1, sk, out);
+    else if (sk == 1) pack_rows_of_bytes(x, n, k, sn, out);
+    else pack_bytes_strided(x, n, k, sn, sk, out);
+}
+
+static void pack_byte_block(void *product, long block) {
+    Product *t = product;
+    long pairs = blocks(t->k, 2), columns = blocks(t->m, BYTE_WIDTH), j = block * BYTE_WIDTH;
+    if (block < columns) {
+        pack_bytes((const int8_t *)t->b + j * t->sb_m, min(BYTE_WIDTH, t->m - j), t->k, t->sb_m,
+                   t->sb_k, (int32_t *)t->b_blocks + j * pairs);
+        return;
+    }
+    long size = t->sa_n == 1 ? COLUMNS : BYTE_ROWS, start = (block - columns) * size;
+    int failed = 0;
+    int32_t *high = (int32_t *)t->a_blocks + start * pairs, *low = high + t->low;
+    const float *a = t->a + start * t->sa_n;
+    if (t->sa_n == 1)
+        failed = digits_of_columns(a, min(COLUMNS, t->n - start), t->k, t->sa_k, t->a_bits, high,
+                                   low, t->pair, t->steps + start);
+    else
+        for (long i = start; i < min(start + size, t->n); i++, a += t->sa_n, high += t->row, low += t->row)
+            failed |= t->sa_k == 1 ? digits_of_row(a, t->k, 1, t->a_bits, (int16_t *)high,
+                                                   (int16_t *)low, t->steps + i)
+                                   : digits_of_row(a, t->k, t->sa_k, t->a_bits, (int16_t *)high,
+                                                   (int16_t *)low, t->steps + i);
+    if (failed) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
+}
+
+/* The sums of the products of pairs start … end, of which at most 2048 fit into an int32. */
+INLINE void multiply_digits(
+    const Product *t, const int32_t *a, const int32_t *b, long start, long end,
+    int32_t high[BYTE_ROWS][BYTE_WIDTH], int32_t low[BYTE_ROWS][BYTE_WIDTH]
+) {
+    Ints highs[BYTE_ROWS][BYTE_VECTORS] = {0}, lows[BYTE_ROWS][BYTE_VECTORS] = {0};
+    for (long p = start; p < end; p++)
+        for (long i = 0; i < BYTE_ROWS; i++) {
+            const int32_t *digits = a + i * t->row + p * t->pair;
+            Ints x = digits[0] - (Ints){0}, y = digits[t->low] - (Ints){0};
+            for (long v = 0; v < BYTE_VECTORS; v++) {
+                Ints bytes = *(const Ints *)(b + p * BYTE_WIDTH + v * LANES);
+                highs[i][v] = dot(highs[i][v], x, bytes);
+                lows[i][v] = dot(lows[i][v], y, bytes);
+            }
+        }
+    for (long i = 0; i < BYTE_ROWS; i++)
+        for (long v = 0; v < BYTE_VECTORS; v++) {
+            *(Ints *)(high[i] + v * LANES) = highs[i][v];
+            *(Ints *)(low[i] + v * LANES) = lows[i][v];
+        }
+}
+
+static void multiply_byte_block(void *product, long block) {
+    Product *t = product;
+    enum { PAIRS = 2048 };
+    long rows = blocks(t->n, BYTE_ROWS), pairs = blocks(t->k, 2);
+    long i0, j0;
+    place(block, rows, blocks(t->m, BYTE_WIDTH), &i0, &j0);
+    i0 *= BYTE_ROWS, j0 *= BYTE_WIDTH;
+    long n = min(BYTE_ROWS, t->n - i0), m = min(BYTE_WIDTH, t->m - j0);
+    long first = t->row == 1 ? i0 % COLUMNS : 0;  /* within a block of columns */
+    const int32_t *a = (int32_t *)t->a_blocks + (i0 - first) * pairs + first;
+    const int32_t *b = (int32_t *)t->b_blocks + j0 * pairs;
+    double totals[BYTE_ROWS][BYTE_WIDTH] = {0};
+    for (long start = 0; start < pairs; start += PAIRS) {
+        int32_t high[BYTE_ROWS][BYTE_WIDTH], low[BYTE_ROWS][BYTE_WIDTH];
+        multiply_digits(t, a, b, start, min(start + PAIRS, pairs), high, low);
+        for (long i = 0; i < BYTE_ROWS; i++)
+            for (long j = 0; j < BYTE_WIDTH; j++)
+                totals[i][j] += high[i][j] * 2048.0 + low[i][j];
+    }
+    for (long i = 0; i < n; i++) {
+        double step = t->steps[i0 + i] / 256;
+        for (long j = 0; j < BYTE_WIDTH; j++) totals[i][j] *= step;
+    }
+    store(t, i0, j0, n, m, totals[0], BYTE_WIDTH);
+}
+
+static int vector_byte_product(Product *t, long threads) {
+    long columns = blocks(t->m, BYTE_WIDTH), pairs = blocks(t->k, 2);
+    long by_columns = t->sa_n == 1, size = by_columns ? COLUMNS : BYTE_ROWS;
+    long rows = blocks(t->n, size) * size;
+    size_t digits = (size_t)(rows * pairs), bytes = (size_t)(columns * BYTE_WIDTH * pairs);
+    char *memory = malloc((2 * digits + bytes) * sizeof(int32_t) + (size_t)rows * sizeof(double));
+    if (!memory) return 1;
+    t->steps = (double *)memory, t->a_blocks = t->steps + rows;
+    t->b_blocks = (int32_t *)t->a_blocks + 2 * digits;
+    t->row = by_columns ? 1 : pairs, t->pair = by_columns ? COLUMNS : 1, t->low = (long)digits;
+    t->failed = 0;
+    each(columns + rows / size, threads, pack_byte_block, t);
+    if (!t->failed) each(blocks(t->n, BYTE_ROWS) * columns, threads, multiply_byte_block, t);
+    free(memory);
+    return t->failed;
+}
