@@ -39,8 +39,12 @@ SHORT = {
     "  batch_size: 256": "  batch_size: 500",
     "  - 256\n  - 128\n": "  - 16\n",
 }
-LONGEST = ("test_pipeline.py", "test_extending.py")  # of the test modules, in time
-LONGEST_OF_ALL = ("test_server.py", *LONGEST)  # with --all
+# The test modules that take longest, with those of `exact` between them.
+LONGEST = (
+    *("test_pipeline.py", "test_extending.py", "exact", "test_server.py", "test_browser.py"),
+    *("test_sharing.py", "test_servers.py", "test_killed.py", "test_load.py", "test_disk.py"),
+    *("test_sweep.py", "test_replay.py", "test_leaks.py"),
+)
 # Where MLflow's tables say where artifacts are.
 ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -51,11 +55,11 @@ ARTIFACT_COLUMNS = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Draw samples, and put the test modules into an order that keeps two workers busy.
+    """Draw samples, and order the test modules so that no long one is left for the end.
 
     Of a test marked `sample(n)`, n cases are drawn, the same ones each time; with --all, all are.
-    Some workers begin with the longest modules, and make the `finished` pipeline. The others begin
-    with the quick modules, which do not need it.
+    Some workers begin by making the `finished` pipeline. The others begin with the tests of
+    `exact`, which do not need it. The quick modules come last.
     """
     drawn = defaultdict(list)
     for item in items:
@@ -70,9 +74,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    longest = LONGEST_OF_ALL if config.getoption("--all") else LONGEST
-    order = {name: number for number, name in enumerate(longest)}
-    items.sort(key=lambda item: order.get(item.path.name, 4 if item.path in slow else 3))
+    order = {name: number for number, name in enumerate(LONGEST)}
+
+    def place(item: pytest.Item) -> int:
+        name = "exact" if item.nodeid.startswith("exact/") else item.path.name
+        return order.get(name, len(LONGEST) + (item.path not in slow))
+
+    items.sort(key=place)
 
 
 def pytest_xdist_auto_num_workers() -> int:
