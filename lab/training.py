@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +183,7 @@ def train(
     else:
         take_step = exact.compile(take_step)
         predict = partial(evaluated.predict, forward=exact.compile(evaluated.network))
+    norm = exact.compile(torch.linalg.vector_norm)
     at = TrainState()
     if checkpoint and checkpoint.saved:
         at = _restore(checkpoint.saved, network, optimizer, schedule, average)
@@ -215,7 +216,7 @@ def train(
                 at.correct += int(right)
                 if at.step % NORM_EVERY == 1:
                     for name, layer in watched.items():
-                        at.norms.setdefault(name, []).append(_gradient_norm(layer))
+                        at.norms.setdefault(name, []).append(_gradient_norm(layer, norm))
                 if checkpoint and checkpoint.due():
                     checkpoint.save(*_state(at, network, optimizer, schedule, average))
                 progress.update()
@@ -309,8 +310,8 @@ def _require_finite(loss: float, where: str, at: TrainState, lr: float) -> None:
     )
 
 
-def _gradient_norm(layer: nn.Module) -> float:
+def _gradient_norm(layer: nn.Module, norm: Callable[[Tensor], Tensor]) -> float:
     """The Euclidean norm of the gradient of the layer's own parameters together."""
     gradients = [p.grad for p in layer.parameters(recurse=False) if p.grad is not None]
-    norms = [torch.linalg.vector_norm(gradient).item() for gradient in gradients]
-    return math.sqrt(math.fsum(norm * norm for norm in norms))
+    norms = [norm(gradient).item() for gradient in gradients]
+    return math.sqrt(math.fsum(x * x for x in norms))

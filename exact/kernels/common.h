@@ -99,12 +99,17 @@ INLINE double power_of_two(long k) { return from_bits64((int64_t)(k + 1023) << 5
 
 enum { TOO_LARGE = (127 + 110) << 23 };  /* the bits of 2^110 */
 
-/* grid.scale of the number whose magnitude has these bits. */
+/* The size of a number in grid.scale. */
+INLINE double power_of_two_below(double x) {
+    double size = from_bits64(bits64(x) & 0x7FF0000000000000);
+    return size > power_of_two(-1022) ? size : power_of_two(-1022);
+}
+
+/* The same of the float whose magnitude has these bits. */
 INLINE double scale_of(int32_t bits) {
     float x;
     memcpy(&x, &bits, 4);
-    double size = from_bits64(bits64(x) & 0x7FF0000000000000);
-    return size > power_of_two(-1022) ? size : power_of_two(-1022);
+    return power_of_two_below(x);
 }
 
 /* grid.snap: (x + shift) - shift. */

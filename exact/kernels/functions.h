@@ -66,6 +66,30 @@ INLINE double log_normal(double x) {
     return (double)e * LN2_HIGH + (series + (double)e * LN2_LOW);
 }
 
+/* Heron's method, for numbers from 2^-1000. */
+INLINE double square_root(double x) {
+    double root = from_bits64((bits64(x) >> 1) + 0x1FF7A3BEA91D9B1B);
+    for (int i = 0; i < 4; i++) root = 0.5 * (root + x / root);
+    return root;
+}
+
+/* The square root of grid.sum of the squares of n numbers. */
+int norm(const float *x, long n, long bits, float *out) {
+    enum { SUMS = 16 };  /* at the same time */
+    int32_t max;
+    if (largest(x, 1, n, 0, 1, 1, &max)) return 1;
+    float top;
+    memcpy(&top, &max, sizeof top);
+    double shift = n <= 2 ? 0 : shift_of(power_of_two_below((double)top * top), bits);
+    double totals[SUMS] = {0}, total = 0;
+    for (long start = 0; start < n; start += SUMS)
+        for (long i = 0; i < min(SUMS, n - start); i++)
+            totals[i] += ((double)x[start + i] * x[start + i] + shift) - shift;
+    for (long i = 0; i < SUMS; i++) total += totals[i];
+    *out = total ? (float)square_root(total) : 0;
+    return 0;
+}
+
 /* Of rows with n numbers each, the softmax or its logarithm. Some numbers of a row may be -inf. */
 int softmax(const float *x, long rows, long n, long bits, long logarithm, float *out) {
     const int32_t minus_infinity = bits_of(-__builtin_inff());

@@ -43,6 +43,16 @@ def _size(shape: list[int]) -> int:
     return functools.reduce(int.__mul__, shape, 1)
 
 
+@kernel("linalg_vector_norm")
+def _norm(
+    library: Any, x: Tensor, order: float = 2, dims: Any = None, keepdim: bool = False, **dtype: Any
+) -> Tensor | None:
+    if order != 2 or dims is not None or keepdim or dtype or not is_plain(x):
+        return None
+    n, out = x.numel(), torch.empty(())
+    return None if library.norm(x.data_ptr(), n, grid.sum_bits(n), out.data_ptr()) else out
+
+
 @kernel("_log_softmax")
 def _log_softmax(library: Any, x: Tensor, dim: int, half_to_float: bool) -> Tensor | None:
     return _softmax_of_rows(library, x, dim, logarithm=True)

@@ -120,6 +120,7 @@ def _prepared(found: ctypes.CDLL) -> ctypes.CDLL:
         "max_pool": (c_void_p, c_long),
         "max_pool_backward": (floats, integers, c_long, c_long, c_long, floats),
         "sum": (floats, c_long, c_long, c_long, c_long, c_double, floats),
+        "norm": (floats, c_long, c_long, floats),
         "average_pool": (c_void_p, c_long, c_double),
         "average_pool_backward": (c_void_p, c_double),
         "map": (c_long, floats, floats, c_long, floats, c_long),

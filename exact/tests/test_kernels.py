@@ -226,6 +226,7 @@ def test_numbers_that_are_too_large_are_left_to_the_reference(library: Any, valu
     assert not same(library, "mm", a, b) and not same(library, "mm", b.t(), a.t())
     assert not same(library, "mm", a, images)
     assert not same(library, "sum.dim_IntList", a, [0])
+    assert not same(library, "linalg_vector_norm", a)
     assert same(library, "_log_softmax", a, 1, False) is (value == -math.inf)
     assert not same(library, "_log_softmax_backward_data", a, a, 1, torch.float32)
 
@@ -238,6 +239,10 @@ def test_sums_are_the_same(library: Any, shape: tuple[int, ...], dim: int, seed:
     assert same(library, "sum.dim_IntList", x, [dim], bool(seed % 2))
     assert same(library, "sum.dim_IntList", x, [dim - 3])
     assert same(library, "mean", x)
+    assert same(library, "linalg_vector_norm", x)
+    assert same(library, "linalg_vector_norm", x * 0)
+    assert not same(library, "linalg_vector_norm", x, 1)
+    assert not same(library, "linalg_vector_norm", x, 2, [dim])
 
 
 @settings(max_examples=40, deadline=None)
