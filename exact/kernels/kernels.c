@@ -8,10 +8,11 @@ for it (2^110 and more, infinity, NaN), labels or indices are out of range, or m
 
 #include "common.h"
 #include "integers.h"
-#include "vectors.h"
-#include "tiles.h"
+#include "float_vectors.h"
+#include "byte_vectors.h"
 #include "products.h"
 #include "convolution.h"
+#include "convolution_gradients.h"
 #include "pooling.h"
 #include "functions.h"
 #include "gathering.h"

@@ -1,5 +1,13 @@
 /* Matrix products of floats, and of floats and bytes: by tiles where the processor has them. */
 
+#if defined(__AMX_INT8__) && defined(__linux__)
+#include "tiles.h"
+#include "tile_products.h"
+#else
+static int has_tiles(void) { return 0; }
+static int tile_product(Product *t, long threads) { (void)t, (void)threads; return 1; }
+#endif
+
 /* Tiles are padded, for which a sum of few products is too short. */
 static int by_tiles(const Product *t) { return t->k >= 32 && has_tiles(); }
 
