@@ -173,13 +173,13 @@ def modules(names: set[str]) -> Iterator[tuple[str, Iterator[str]]]:
 
 
 _RANDOM_NAMES = (
-    "rand", "dropout", "empty", "normal", "uniform", "bernoulli", "multinomial", "exponential",
-    "cauchy", "geometric", "rrelu", "poisson", "fractional", "multi_head",
-)  # fmt: skip
+    *("rand", "dropout", "empty", "normal", "uniform", "bernoulli", "multinomial", "exponential"),
+    *("cauchy", "geometric", "rrelu", "poisson", "fractional", "multi_head"),
+)
 _RANDOM = (
-    torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU, torch.nn.FractionalMaxPool2d,
-    torch.nn.FractionalMaxPool3d, torch.nn.MultiheadAttention,
-)  # fmt: skip
+    *(torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU, torch.nn.MultiheadAttention),
+    *(torch.nn.FractionalMaxPool2d, torch.nn.FractionalMaxPool3d),
+)
 
 
 def report(title: str, entries: Iterator[tuple[str, Iterator[str]]]) -> None:

@@ -21,12 +21,6 @@ from torch import Tensor
 
 from exact.errors import NotExactError
 
-__all__ = [
-    "BITS", "Peers", "divided", "headroom", "mean", "peers", "power_of_two_below", "representable",
-    "require_floating_point", "require_same_type", "scale", "segment_sum", "snap", "sum",
-    "sum_bits",
-]  # fmt: skip
-
 BITS = 53  # of a float64's significand
 _EXPONENT = 0x7FF << 52  # the bits of its exponent
 

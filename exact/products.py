@@ -101,11 +101,10 @@ def _product64(a: Tensor, b: Tensor, a_bits: int, b_bits: int) -> Tensor:
 
 
 def _fits_int8(x: Tensor, size: Tensor, other: Tensor) -> bool:
-    return (
-        x.dtype == torch.float32 and x.dim() == other.dim() == 2 and x.device.type == "cpu"
-        and x.numel() > 0 and other.numel() > 0 and max(x.shape) <= 65_536 and _has_int8()
-        and bool(size.amax() < 2.0**110)  # room for the shift in float32; not so infinity
-    )  # fmt: skip
+    matrices = x.dtype == torch.float32 and x.dim() == other.dim() == 2 and x.device.type == "cpu"
+    if not (matrices and x.numel() and other.numel() and max(x.shape) <= 65_536 and _has_int8()):
+        return False
+    return bool(size.amax() < 2.0**110)  # room for the shift in float32; not so infinity
 
 
 @functools.cache

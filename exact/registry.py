@@ -15,10 +15,6 @@ from exact import aliasing
 from exact.errors import NotExactError
 from exact.variants import Implementation, count_change, foreach, in_place, into
 
-__all__ = [
-    "SEEDED", "UNSEEDED", "exact_as_is", "find", "implements", "is_random", "overloads", "register",
-]  # fmt: skip
-
 aten = torch.ops.aten
 _Function = TypeVar("_Function", bound=Implementation)
 

@@ -41,17 +41,15 @@ def test_two_machines_train_by_torchrun_and_the_first_one_writes(
     with socket.create_server(("127.0.0.2", 0)) as free:
         port = free.getsockname()[1]
     torchrun = Path(sys.executable).with_name("torchrun")
+    rest = ["--master-addr=127.0.0.2", f"--master-port={port}", "-m", "stages.train", MODEL]
     started = [
         subprocess.Popen(
-            [
-                torchrun, "--nnodes=2", f"--nproc-per-node={processes}", f"--node-rank={rank}",
-                "--master-addr=127.0.0.2", f"--master-port={port}", "-m", "stages.train", MODEL,
-            ],
+            [torchrun, "--nnodes=2", f"--nproc-per-node={processes}", f"--node-rank={rank}", *rest],
             cwd=machine.folder,
             env=machine.environment | {"GLOO_SOCKET_IFNAME": "lo"},
         )
         for rank, (machine, processes) in enumerate([(clone, 2), (second, 1)])
-    ]  # fmt: skip
+    ]
     assert [process.wait() for process in started] == [0, 0]
     names = ("model.safetensors", "history.csv", "gradients.csv")
     assert contents(RESULTS) == {name: expected[name] for name in names}

@@ -105,9 +105,8 @@ def activations() -> Figure:
     """ReLU, sigmoid and tanh, and their slopes."""
     figure = Figure(figsize=(8, 3))
     left, right = figure.subplots(1, 2)
-    for name, function in (
-        ("ReLU", torch.relu), ("sigmoid", torch.sigmoid), ("tanh", torch.tanh)
-    ):  # fmt: skip
+    shown = {"ReLU": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+    for name, function in shown.items():
         x = torch.linspace(-4, 4, 161, dtype=torch.float64, requires_grad=True)
         y = function(x)
         (slope,) = torch.autograd.grad(y.sum(), x)
@@ -134,9 +133,8 @@ def accuracies() -> Figure:
     return figure
 
 
-FIGURES: tuple[Callable[[], Figure], ...] = (
-    regression_loss, temperature, weights, confusion, activations, accuracies
-)  # fmt: skip
+DRAWN = (regression_loss, temperature, weights, confusion, activations, accuracies)
+FIGURES: tuple[Callable[[], Figure], ...] = DRAWN
 
 
 def main() -> None:

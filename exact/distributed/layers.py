@@ -59,9 +59,16 @@ def _convolution_backward(
 
 @implements("native_layer_norm_backward")
 def _layer_norm_backward(
-    call: Local, grad: DTensor, x: DTensor, shape: list[int], mean: DTensor, rstd: DTensor,
-    weight: DTensor | None, bias: DTensor | None, mask: list[bool],
-) -> Any:  # fmt: skip
+    call: Local,
+    grad: DTensor,
+    x: DTensor,
+    shape: list[int],
+    mean: DTensor,
+    rstd: DTensor,
+    weight: DTensor | None,
+    bias: DTensor | None,
+    mask: list[bool],
+) -> Any:
     _require_examples(x, (weight, bias))
     args = [divide(grad, 0), x, shape, divide(mean, 0), divide(rstd, 0), weight, bias]
     return _layer_gradients(call, x, x.numel() // math.prod(shape), args, mask)
@@ -82,9 +89,18 @@ def _group_norm(
 
 @implements("native_group_norm_backward")
 def _group_norm_backward(
-    call: Local, grad: DTensor, x: DTensor, mean: DTensor, rstd: DTensor, weight: DTensor | None,
-    n: int, channels: int, size: int, groups: int, mask: list[bool],
-) -> Any:  # fmt: skip
+    call: Local,
+    grad: DTensor,
+    x: DTensor,
+    mean: DTensor,
+    rstd: DTensor,
+    weight: DTensor | None,
+    n: int,
+    channels: int,
+    size: int,
+    groups: int,
+    mask: list[bool],
+) -> Any:
     _require_examples(x, (weight,))
     tensors = divide(grad, 0), x, divide(mean, 0), divide(rstd, 0), weight
     args = (*tensors, len(local_tensor(x)), channels, size, groups)

@@ -70,8 +70,8 @@ def _reduce(call: Local, x: DTensor, dims: Any, *args: Any, **kwargs: Any) -> An
     return over_all(call, x.device_mesh, terms, *args, **kwargs)
 
 
-@implements("amax", "amin", "max", "min", "max.dim", "min.dim", "argmax", "argmin", "any", "all",
-       "any.dim", "all.dim")  # fmt: skip
+@implements("amax", "amin", "max", "min", "max.dim", "min.dim", "argmax", "argmin")
+@implements("any", "all", "any.dim", "all.dim")
 def _extreme(call: Local, x: DTensor, dims: Any = None, *args: Any, **kwargs: Any) -> Any:
     if _across(x, dims):  # before a worker without rows meets an error
         raise RefusalError("the numbers of one result are on several workers")

@@ -71,10 +71,8 @@ def from_part(x: Tensor, like: DTensor, dim: int = 0) -> DTensor:
     shape = list(x.shape)
     shape[dim] = like.shape[dimension(like)]
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    return DTensor.from_local(
-        x.contiguous(), like.device_mesh, [Shard(dim)], run_check=False,
-        shape=torch.Size(shape), stride=tuple(strides),
-    )  # fmt: skip
+    part = partial(DTensor.from_local, shape=torch.Size(shape), stride=tuple(strides))
+    return part(x.contiguous(), like.device_mesh, [Shard(dim)], run_check=False)
 
 
 def dimension(x: DTensor) -> int:

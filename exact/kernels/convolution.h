@@ -11,8 +11,7 @@ typedef struct {
     long a_bits, b_bits, sum_bits;
     int32_t *largest;
     double *weights, *a_shifts, *b_shifts, **parts;  /* parts: the sums of each thread */
-    long next;
-    int failed;
+    long next, failed;
 } Convolution;
 
 static double multiplications(const Convolution *t) {

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-from ctypes import c_long, c_void_p
 
 import torch
 from torch import Tensor
@@ -10,7 +9,8 @@ from torch.nn import functional as F
 
 from exact import grid, products
 from exact.kernels.registry import is_float
-from exact.kernels.shared_library import library
+from exact.kernels.shared_library import fields, library
+from exact.operations.convolution import Windows
 
 __all__ = ["convolve", "convolve_gradients"]
 
@@ -18,23 +18,16 @@ _LARGEST = 2**31  # numbers of images, as a kernel counts by 32 bits
 
 
 class _Convolution(ctypes.Structure):
-    _fields_ = (
-        ("x", c_void_p), ("weight", c_void_p), ("grad", c_void_p), ("bias", c_void_p),
-        ("out", c_void_p), ("bias_grad", c_void_p), ("taps", c_void_p),
-        ("images", c_long), ("groups", c_long), ("channels", c_long), ("outputs", c_long),
-        ("k", c_long), ("height", c_long), ("width", c_long), ("image", c_long),
-        ("group", c_long), ("plane", c_long), ("step_y", c_long), ("step_x", c_long),
-        ("a_bits", c_long), ("b_bits", c_long), ("sum_bits", c_long),
-        ("largest", c_void_p), ("weights", c_void_p), ("a_shifts", c_void_p),
-        ("b_shifts", c_void_p), ("parts", c_void_p),
-        ("next", c_long), ("failed", ctypes.c_int),
-    )  # fmt: skip
+    _fields_ = fields(
+        "x* weight* grad* bias* out* bias_grad* taps* images groups channels outputs k height width"
+        " image group plane step_y step_x a_bits b_bits sum_bits largest* weights* a_shifts*"
+        " b_shifts* parts* next failed"
+    )
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
-    dilation: list[int], groups: int, size: tuple[int, ...],
-) -> Tensor | None:  # fmt: skip
+    x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows, size: tuple[int, ...]
+) -> Tensor | None:
     """The convolution of x (N, C, …) and the weights (O, C/groups, …): (N, O, *size).
 
     None where there is no kernel for it.
@@ -42,21 +35,20 @@ def convolve(
     compiled = library()
     if compiled is None or not _is_supported(x, weight, *([] if bias is None else [bias])):
         return None
-    x = _padded(x, padding)
+    x = _padded(x, windows.padding)
     if x.numel() >= _LARGEST:
         return None
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     out = x.new_empty(len(x), len(weight), *size)
-    call = _call(x, weight.shape, stride, dilation, groups, size, terms=weight[0].numel())
+    call = _call(x, weight.shape, windows, size, terms=weight[0].numel())
     call.weight, call.out = weight.data_ptr(), out.data_ptr()
     call.bias = None if bias is None else bias.data_ptr()
     return None if compiled.convolve(ctypes.byref(call), torch.get_num_threads()) else out
 
 
 def convolve_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
-    dilation: list[int], groups: int,
-) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    grad: Tensor, x: Tensor, weight: Tensor, windows: Windows
+) -> tuple[Tensor, Tensor] | None:
     """The gradients of the weights and of the bias, from that of the outputs (N, O, …).
 
     None where there is no kernel for them.
@@ -64,12 +56,12 @@ def convolve_gradients(
     compiled = library()
     if compiled is None or not _is_supported(grad, x, weight):
         return None
-    x, grad = _padded(x, padding), grad.contiguous()
+    x, grad = _padded(x, windows.padding), grad.contiguous()
     if max(x.numel(), grad.numel()) >= _LARGEST:
         return None
     out, bias_grad = torch.empty(weight.shape), torch.empty(len(weight))
     terms = grad.numel() // grad.shape[1]
-    call = _call(x, weight.shape, stride, dilation, groups, grad.shape[2:], terms)
+    call = _call(x, weight.shape, windows, grad.shape[2:], terms)
     call.grad, call.out, call.bias_grad = grad.data_ptr(), out.data_ptr(), bias_grad.data_ptr()
     failed = compiled.convolve_gradients(ctypes.byref(call), torch.get_num_threads())
     return None if failed else (out, bias_grad)
@@ -85,11 +77,11 @@ def _padded(x: Tensor, padding: list[int]) -> Tensor:
 
 
 def _call(
-    x: Tensor, weight: torch.Size, stride: list[int], dilation: list[int], groups: int,
-    size: tuple[int, ...], terms: int,
-) -> _Convolution:  # fmt: skip
+    x: Tensor, weight: torch.Size, windows: Windows, size: tuple[int, ...], terms: int
+) -> _Convolution:
     """What both kernels are told, of images that are padded. One dimension is a row of pixels."""
     rows, columns = (1, *x.shape[2:])[-2:]
+    stride, _, dilation, groups = windows
     taps = _taps(weight[1], (1, *weight[2:])[-2:], (1, *dilation)[-2:], rows, columns)
     call = _Convolution(x=x.data_ptr(), taps=taps.data_ptr(), k=len(taps))
     call.images, call.groups = len(x), groups

@@ -125,11 +125,9 @@ def _log_softmax_backward(
 
 def _is_class(x: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> bool:
     """Whether it is the plain loss of each example."""
-    return bool(
-        weight is None and reduction == 0 and x.dim() == 2 and is_plain(x)
-        and target.dtype is torch.int64 and target.is_contiguous() and target.is_cpu
-        and target.shape == x.shape[:1]
-    )  # fmt: skip
+    plain_target = target.dtype is torch.int64 and target.is_contiguous() and target.is_cpu
+    plain = weight is None and reduction == 0 and x.dim() == 2 and is_plain(x)
+    return plain and plain_target and target.shape == x.shape[:1]
 
 
 @kernel("nll_loss_forward")
@@ -145,9 +143,15 @@ def _nll_loss(
 
 @kernel("nll_loss_backward")
 def _nll_loss_backward(
-    library: Any, grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
-    ignored: int, total_weight: Tensor,
-) -> Tensor | None:  # fmt: skip
+    library: Any,
+    grad: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignored: int,
+    total_weight: Tensor,
+) -> Tensor | None:
     if not (_is_class(x, target, weight, reduction) and is_float(grad)):
         return None
     out = torch.empty_like(x)
@@ -165,8 +169,7 @@ def _index_select(library: Any, x: Tensor, dim: int, index: Tensor) -> Tensor | 
     rows, n = x.shape[0], index.shape[0]
     shape = (n, *x.shape[1:])
     gathered, out = torch.empty(shape, dtype=torch.int8), torch.empty(shape)
-    failed = library.gather_bytes(
-        bytes_.data_ptr(), rows, index.data_ptr(), n, x.numel() // rows,
-        gathered.data_ptr(), out.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+    images = bytes_.data_ptr(), rows, index.data_ptr(), n, x.numel() // rows
+    results = gathered.data_ptr(), out.data_ptr()
+    failed = library.gather_bytes(*images, *results, torch.get_num_threads())
     return None if failed else mark_bytes(out, gathered)

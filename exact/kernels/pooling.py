@@ -2,7 +2,6 @@
 
 import ctypes
 import math
-from ctypes import c_long, c_void_p
 from typing import Any
 
 import torch
@@ -10,54 +9,64 @@ from torch import Tensor
 
 from exact import grid
 from exact.kernels.registry import is_plain, kernel
-from exact.operations.convolution import expanded, output_size
+from exact.kernels.shared_library import fields
+from exact.operations.convolution import Windows, expanded, output_size
 
 
 class _Pooling(ctypes.Structure):
-    _fields_ = (
-        ("x", c_void_p), ("out", c_void_p), ("index", c_void_p), ("planes", c_long),
-        ("height", c_long), ("width", c_long), ("out_height", c_long), ("out_width", c_long),
-        ("kernel_y", c_long), ("kernel_x", c_long), ("stride_y", c_long), ("stride_x", c_long),
-        ("padding_y", c_long), ("padding_x", c_long), ("dilation_y", c_long),
-        ("dilation_x", c_long),
-    )  # fmt: skip
+    _fields_ = fields(
+        "x* out* index* planes height width out_height out_width kernel_y kernel_x"
+        " stride_y stride_x padding_y padding_x dilation_y dilation_x"
+    )
 
 
 @kernel("max_pool2d_with_indices")
 def _max_pool(
-    library: Any, x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
+    library: Any,
+    x: Tensor,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
     ceil: bool = False,
-) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+) -> tuple[Tensor, Tensor] | None:
     if ceil or x.dim() != 4 or not is_plain(x):
         return None
-    sizes = [expanded(size, 2) for size in (kernel, stride or kernel, padding, dilation)]
-    shape = x.shape[:2] + output_size(x.shape[2:], *sizes)
-    if not all(shape) or any(2 * p > k for k, p in zip(sizes[0], sizes[2], strict=True)):
+    size = expanded(kernel, 2)
+    windows = Windows.over(2, stride or kernel, padding, dilation)
+    shape = x.shape[:2] + output_size(x.shape[2:], size, windows)
+    if not all(shape) or any(2 * p > k for k, p in zip(size, windows.padding, strict=True)):
         return None
     out, index = torch.empty(shape), torch.empty(shape, dtype=torch.int64)
-    call = _call(x.shape, shape, *sizes)
+    call = _call(x.shape, shape, size, windows)
     call.x, call.out, call.index = x.data_ptr(), out.data_ptr(), index.data_ptr()
     return None if library.max_pool(ctypes.byref(call), torch.get_num_threads()) else (out, index)
 
 
-def _call(x: torch.Size, out: torch.Size, *sizes: list[int]) -> _Pooling:
-    """What a kernel is told of inputs, outputs, and of kernel, stride, padding and dilation."""
-    numbers = (n for size in sizes for n in size)
+def _call(x: torch.Size, out: torch.Size, size: list[int], windows: Windows) -> _Pooling:
+    """What a kernel is told of inputs, outputs and windows."""
+    numbers = (n for pair in (size, *windows[:3]) for n in pair)
     return _Pooling(None, None, None, x[0] * x[1], *x[2:], *out[2:], *numbers)
 
 
 @kernel("avg_pool2d")
 def _average_pool(
-    library: Any, x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False,
-    count_padding: bool = True, divisor: int | None = None,
-) -> Tensor | None:  # fmt: skip
+    library: Any,
+    x: Tensor,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil: bool = False,
+    count_padding: bool = True,
+    divisor: int | None = None,
+) -> Tensor | None:
     if ceil or x.dim() != 4 or not is_plain(x) or any(expanded(padding, 2)):
         return None
-    sizes = [expanded(size, 2) for size in (kernel, stride or kernel, 0, 1)]
-    shape = x.shape[:2] + output_size(x.shape[2:], *sizes)
+    size, windows = expanded(kernel, 2), Windows.over(2, stride or kernel, 0, 1)
+    shape = x.shape[:2] + output_size(x.shape[2:], size, windows)
     if not all(shape):
         return None
-    out, call, terms = torch.empty(shape), _call(x.shape, shape, *sizes), math.prod(sizes[0])
+    out, call, terms = torch.empty(shape), _call(x.shape, shape, size, windows), math.prod(size)
     call.x, call.out = x.data_ptr(), out.data_ptr()
     failed = library.average_pool(ctypes.byref(call), grid.sum_bits(terms), divisor or terms)
     return None if failed else out
@@ -65,24 +74,38 @@ def _average_pool(
 
 @kernel("avg_pool2d_backward")
 def _average_pool_backward(
-    library: Any, grad: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, ceil: bool,
-    count_padding: bool, divisor: int | None,
-) -> Tensor | None:  # fmt: skip
-    sizes = [expanded(size, 2) for size in (kernel, stride or kernel, 0, 1)]
-    overlap = any(s < k for k, s in zip(*sizes[:2], strict=True))
+    library: Any,
+    grad: Tensor,
+    x: Tensor,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil: bool,
+    count_padding: bool,
+    divisor: int | None,
+) -> Tensor | None:
+    size, windows = expanded(kernel, 2), Windows.over(2, stride or kernel, 0, 1)
+    overlap = any(s < k for k, s in zip(size, windows.stride, strict=True))
     if overlap or ceil or x.dim() != 4 or any(expanded(padding, 2)) or not is_plain(grad, x):
         return None
-    out, call = torch.empty(x.shape), _call(x.shape, grad.shape, *sizes)
+    out, call = torch.empty(x.shape), _call(x.shape, grad.shape, size, windows)
     call.x, call.out = grad.data_ptr(), out.data_ptr()
-    library.average_pool_backward(ctypes.byref(call), divisor or math.prod(sizes[0]))
+    library.average_pool_backward(ctypes.byref(call), divisor or math.prod(size))
     return out
 
 
 @kernel("max_pool2d_with_indices_backward")
 def _max_pool_backward(
-    library: Any, grad: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any,
-    ceil: bool, indices: Tensor,
-) -> Tensor | None:  # fmt: skip
+    library: Any,
+    grad: Tensor,
+    x: Tensor,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil: bool,
+    indices: Tensor,
+) -> Tensor | None:
     kernel, stride, dilation = (expanded(z, 2) for z in (kernel, stride or kernel, dilation))
     overlap = dilation != [1, 1] or any(s < k for s, k in zip(stride, kernel, strict=True))
     if overlap or x.dim() != 4 or not (is_plain(grad, x) and indices.is_contiguous()):

@@ -1,7 +1,6 @@
 """Kernels of matrix products."""
 
 import ctypes
-from ctypes import c_long, c_void_p
 from typing import Any
 
 import torch
@@ -9,23 +8,17 @@ from torch import Tensor
 
 from exact.bytes import signed_bytes
 from exact.kernels.registry import is_float, is_plain, kernel
-from exact.kernels.shared_library import library
+from exact.kernels.shared_library import fields, library
 from exact.products import product_bits
 
 __all__ = ["multiply"]
 
 
 class _Product(ctypes.Structure):
-    _fields_ = (
-        ("a", c_void_p), ("b", c_void_p), ("n", c_long), ("k", c_long), ("m", c_long),
-        ("sa_n", c_long), ("sa_k", c_long), ("sb_k", c_long), ("sb_m", c_long),
-        ("a_bits", c_long), ("b_bits", c_long),
-        ("bias", c_void_p), ("bias_n", c_long), ("bias_m", c_long),
-        ("out", c_void_p), ("so_n", c_long), ("so_m", c_long),
-        ("wide", c_long), ("batch", c_long), ("sa_b", c_long), ("sb_b", c_long), ("so_b", c_long),
-        ("a_blocks", c_void_p), ("b_blocks", c_void_p), ("steps", c_void_p),
-        ("row", c_long), ("pair", c_long), ("low", c_long), ("failed", c_long),
-    )  # fmt: skip
+    _fields_ = fields(
+        "a* b* n k m sa_n sa_k sb_k sb_m a_bits b_bits bias* bias_n bias_m out* so_n so_m"
+        " wide batch sa_b sb_b so_b a_blocks* b_blocks* steps* row pair low failed"
+    )
 
 
 @kernel("mm")
@@ -47,22 +40,28 @@ def _product(library: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor 
         return None
     out = torch.empty((n, m))
     bits = product_bits(k)
-    bias_data = None if bias is None else bias.data_ptr()
     a_bytes, b_bytes = signed_bytes(a), signed_bytes(b)
-    multiply = library.float_product if a_bytes is b_bytes is None else library.byte_product
     if a_bytes is None:
-        right = b if b_bytes is None else b_bytes
-        product = _Product(
-            a.data_ptr(), right.data_ptr(), n, k, m, *a.stride(), *right.stride(), *bits,
-            bias_data, 0, 1, out.data_ptr(), m, 1, False, 1,
-        )  # fmt: skip
+        product = _described(a, b if b_bytes is None else b_bytes, out, bits)
+        product.bias_m = 1
     else:  # bᵀ aᵀ, as bytes come second
-        product = _Product(
-            b.data_ptr(), a_bytes.data_ptr(), m, k, n, *b.stride()[::-1], *a_bytes.stride()[::-1],
-            *bits[::-1], bias_data, 1, 0, out.data_ptr(), 1, m, False, 1,
-        )  # fmt: skip
+        product = _described(b.t(), a_bytes.t(), out.t(), bits[::-1])
+        product.bias_n = 1
+    product.bias = None if bias is None else bias.data_ptr()
+    multiply = library.float_product if a_bytes is b_bytes is None else library.byte_product
     failed = multiply(ctypes.byref(product), torch.get_num_threads())
     return None if failed else out
+
+
+def _described(a: Tensor, b: Tensor, out: Tensor, bits: tuple[int, int]) -> _Product:
+    """What a kernel is told of matrices (n, k) and (k, m), and their product."""
+    product = _Product(a=a.data_ptr(), b=b.data_ptr(), out=out.data_ptr(), batch=1)
+    (product.n, product.k), product.m = a.shape, b.shape[1]
+    product.sa_n, product.sa_k = a.stride()
+    product.sb_k, product.sb_m = b.stride()
+    product.so_n, product.so_m = out.stride()
+    product.a_bits, product.b_bits = bits
+    return product
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor | None:
@@ -80,9 +79,8 @@ def multiply(a: Tensor, b: Tensor) -> Tensor | None:
     x = a.expand(*batch, n, k).reshape(-1, n, k)
     y = b.expand(*batch, k, m).reshape(-1, k, m)
     out = torch.empty((*batch, n, m), dtype=torch.float64)
-    product = _Product(
-        x.data_ptr(), y.data_ptr(), n, k, m, *x.stride()[1:], *y.stride()[1:], *product_bits(k),
-        None, 0, 0, out.data_ptr(), m, 1, True, len(x), x.stride()[0], y.stride()[0], n * m,
-    )  # fmt: skip
+    product = _described(x[0], y[0], out.view(-1, n, m)[0], product_bits(k))
+    product.wide, product.batch = True, len(x)
+    product.sa_b, product.sb_b, product.so_b = x.stride(0), y.stride(0), n * m
     failed = compiled.float_product(ctypes.byref(product), torch.get_num_threads())
     return None if failed else out

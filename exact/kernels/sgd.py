@@ -1,7 +1,6 @@
 """The kernel of a step of SGD."""
 
 import ctypes
-from ctypes import c_long, c_void_p
 from typing import Any
 
 import torch
@@ -10,15 +9,13 @@ from torch.autograd.graph import increment_version
 from torch.optim import SGD, Optimizer
 
 from exact.kernels.registry import is_plain
-from exact.kernels.shared_library import library
+from exact.kernels.shared_library import fields, library
 
 __all__ = ["update"]
 
 
 class _Weights(ctypes.Structure):
-    _fields_ = (
-        ("weights", c_void_p), ("momentum", c_void_p), ("grad", c_void_p), ("n", c_long),
-    )  # fmt: skip
+    _fields_ = fields("weights* momentum* grad* n")
 
 
 def update(optimizer: Optimizer) -> bool:

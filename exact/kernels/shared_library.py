@@ -18,12 +18,13 @@ import tempfile
 import warnings
 from ctypes import c_double, c_int64, c_long, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from exact import functions
 
-__all__ = ["build", "library"]
+__all__ = ["build", "fields", "library"]
 
 _SOURCE = Path(__file__).with_name("kernels.c")  # which includes the headers beside it
 # No fused multiply-add but where the source asks for it.
@@ -67,6 +68,12 @@ def build(folder: Path, flags: tuple[str, ...] = ("-march=native",)) -> ctypes.C
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
             part.replace(path)
     return _prepared(ctypes.CDLL(str(path)))
+
+
+def fields(names: str) -> list[tuple[str, Any]]:
+    """The fields of a structure in C, of which those with a star are pointers and others long."""
+    pairs = ((name.strip("*"), c_void_p if "*" in name else c_long) for name in names.split())
+    return list(pairs)
 
 
 def _compiler() -> list[str]:

@@ -5,7 +5,7 @@ weights. A transposed convolution is the second, and its gradients are the other
 """
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,51 +14,79 @@ from torch.nn import functional as F
 from exact import grid, products
 from exact.registry import implements
 
-__all__ = ["expanded", "output_size"]
+__all__ = ["Windows", "expanded", "output_size"]
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
+class Windows(NamedTuple):
+    """Which inputs each output is computed from: numbers by dimension, and groups of channels."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int = 1
+
+    @classmethod
+    def over(
+        cls, dims: int, stride: Any, padding: Any, dilation: Any, groups: int = 1
+    ) -> "Windows":
+        """Windows of this many dimensions, where one number may stand for all."""
+        stride, padding, dilation = (expanded(sizes, dims) for sizes in (stride, padding, dilation))
+        return cls(stride, padding, dilation, groups)
+
+
 @implements("convolution")
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
-    dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor:
     """(N, C, …), (O, C/groups, …) to (N, O, …); transposed weights are (C, O/groups, …)."""
     dims = x.dim() - 2
-    stride, padding, dilation = (expanded(z, dims) for z in (stride, padding, dilation))
+    windows = Windows.over(dims, stride, padding, dilation, groups)
     outputs = weight.shape[1] * groups if transposed else weight.shape[0]
     if x.dtype != weight.dtype or (bias is not None and bias.shape != (outputs,)):
         raise RuntimeError(f"expected weights of {x.dtype} and a bias for each output")
     if transposed:
-        output_padding = expanded(output_padding, dims)
+        each = zip(*windows[:3], expanded(output_padding, dims), strict=True)
         size = [
             (n - 1) * s - 2 * p + d * (k - 1) + more + 1
-            for n, s, p, d, k, more in zip(
-                x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding,
-                strict=True,
-            )
-        ]  # fmt: skip
-        return _input_gradient(x, size, weight, bias, stride, padding, dilation, groups)
-    return _forward(x, weight, bias, stride, padding, dilation, groups)
+            for n, k, (s, p, d, more) in zip(x.shape[2:], weight.shape[2:], each, strict=True)
+        ]
+        return _input_gradient(x, size, weight, bias, windows)
+    return _forward(x, weight, bias, windows)
 
 
 @implements("convolution_backward")
 def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias_sizes: list[int] | None, stride: list[int],
-    padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int],
-    groups: int, mask: list[bool],
-) -> _Gradients:  # fmt: skip
-    stride, padding, dilation = (expanded(z, x.dim() - 2) for z in (stride, padding, dilation))
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: list[int] | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    mask: list[bool],
+) -> _Gradients:
+    windows = Windows.over(x.dim() - 2, stride, padding, dilation, groups)
     x_grad = weight_grad = bias_grad = None
-    options: tuple[Any, ...] = (stride, padding, dilation, groups)
     if mask[0] and transposed:
-        x_grad = _cropped(_forward(grad, weight, None, *options), x)
+        x_grad = _cropped(_forward(grad, weight, None, windows), x)
     elif mask[0]:
-        x_grad = _input_gradient(grad, x.shape[2:], weight, None, *options)
+        x_grad = _input_gradient(grad, x.shape[2:], weight, None, windows)
     if mask[1]:
         outer, inner = (x, grad) if transposed else (grad, x)
-        weight_grad, bias_grad = _weight_gradient(outer, inner, weight, *options)
+        weight_grad, bias_grad = _weight_gradient(outer, inner, weight, windows)
     if not mask[2]:
         bias_grad = None
     elif transposed or bias_grad is None:
@@ -66,37 +94,31 @@ def _convolution_backward(
     return x_grad, weight_grad, bias_grad
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
-    dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
     """Weights times the gathered patches, plus the bias."""
-    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    size = output_size(x.shape[2:], weight.shape[2:], windows)
     if kernels := products.compiled():
-        found = kernels.convolve(x, weight, bias, stride, padding, dilation, groups, size)
+        found = kernels.convolve(x, weight, bias, windows, size)
         if found is not None:
             return found
-    patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)
-    shape = (groups, len(weight) // groups, weight[0].numel())
-    y = products.matmul(weight.reshape(shape), patches)
+    shape = (windows.groups, len(weight) // windows.groups, weight[0].numel())
+    y = products.matmul(weight.reshape(shape), _patches(x, weight.shape[2:], windows))
     y = y.reshape(len(x), weight.shape[0], *size)
     return (y if bias is None else y + bias.view(-1, *[1] * len(size))).to(x.dtype)
 
 
 def _weight_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
-    dilation: list[int], groups: int,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    grad: Tensor, x: Tensor, weight: Tensor, windows: Windows
+) -> tuple[Tensor, Tensor | None]:
     """The gradient times the patches, over examples and places; of the bias, if that is known."""
-    if kernels := products.compiled():
-        options = (stride, padding, dilation, groups)
-        if found := kernels.convolve_gradients(grad, x, weight, *options):
-            return found
-    patches = _patches(x, weight.shape[2:], stride, padding, dilation, groups)  # (N, G, K, L)
-    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    patches = patches.unflatten(-1, size)
+    if (kernels := products.compiled()) and (
+        found := kernels.convolve_gradients(grad, x, weight, windows)
+    ):
+        return found
+    patches = _patches(x, weight.shape[2:], windows)  # (N, G, K, L)
+    patches = patches.unflatten(-1, output_size(x.shape[2:], weight.shape[2:], windows))
     patches = _cropped(patches, grad).flatten(3)
-    g = grad.reshape(len(x), groups, len(weight) // groups, patches.shape[-1])
+    g = grad.reshape(len(x), windows.groups, len(weight) // windows.groups, patches.shape[-1])
     g = g.permute(1, 2, 0, 3).flatten(2)  # (G, O/G, N · L)
     rows = patches.permute(1, 2, 0, 3).flatten(2)  # (G, K, N · L)
     product = products.matmul(g, rows.mT)  # (G, O/G, K)
@@ -104,10 +126,10 @@ def _weight_gradient(
 
 
 def _input_gradient(
-    grad: Tensor, size: Any, weight: Tensor, bias: Tensor | None, stride: list[int],
-    padding: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+    grad: Tensor, size: Any, weight: Tensor, bias: Tensor | None, windows: Windows
+) -> Tensor:
     """The convolution of the gradient, with gaps of the stride, and the rotated weights."""
+    stride, padding, dilation, groups = windows
     outputs, kernel, dims = weight.shape[0], weight.shape[2:], len(stride)
     spread = grad
     if any(s > 1 for s in stride):
@@ -122,7 +144,8 @@ def _input_gradient(
     rotated = weight.flip(list(range(2, 2 + dims)))
     rotated = rotated.reshape(groups, outputs // groups, weight.shape[1], *kernel)
     rotated = rotated.transpose(1, 2).reshape(-1, outputs // groups, *kernel)
-    return _forward(F.pad(spread, margins), rotated, bias, [1] * dims, [0] * dims, dilation, groups)
+    dense = Windows([1] * dims, [0] * dims, dilation, groups)
+    return _forward(F.pad(spread, margins), rotated, bias, dense)
 
 
 def _cropped(x: Tensor, like: Tensor) -> Tensor:
@@ -138,20 +161,17 @@ def expanded(sizes: Any, dims: int) -> list[int]:
     return listed * dims if len(listed) == 1 else listed
 
 
-def output_size(
-    size: Any, kernel: Any, stride: list[int], padding: list[int], dilation: list[int]
-) -> tuple[int, ...]:
+def output_size(size: Any, kernel: Any, windows: Windows) -> tuple[int, ...]:
     """The size of a convolution's outputs, (…), for inputs of the size (…)."""
     return tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+        for n, k, s, p, d in zip(size, kernel, *windows[:3], strict=True)
     )
 
 
-def _patches(
-    x: Tensor, kernel: Any, stride: list[int], padding: list[int], dilation: list[int], groups: int
-) -> Tensor:
+def _patches(x: Tensor, kernel: Any, windows: Windows) -> Tensor:
     """The inputs of each output: (N, groups, C/groups · kernel, L)."""
+    stride, padding, dilation, groups = windows
     if len(kernel) == 1:  # an image of one row
         x, kernel = x.unsqueeze(2), (1, *kernel)
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]

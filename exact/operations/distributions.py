@@ -124,9 +124,13 @@ def _randint_like_between(
 
 @implements("rrelu_with_noise", random=True)
 def _rrelu(
-    x: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
+    x: Tensor,
+    noise: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
     generator: _Generator = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Negative numbers times a random slope, which `noise` keeps for the gradient."""
     if not training:
         return torch.where(x >= 0, x, x * ((lower + upper) / 2))
@@ -137,9 +141,14 @@ def _rrelu(
 
 @implements("rrelu_with_noise_backward")
 def _rrelu_backward(
-    grad: Tensor, x: Tensor, noise: Tensor, lower: float, upper: float, training: bool,
+    grad: Tensor,
+    x: Tensor,
+    noise: Tensor,
+    lower: float,
+    upper: float,
+    training: bool,
     of_result: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if not training:
         return torch.where(x > 0, grad, grad * ((lower + upper) / 2))
     return grad * noise

@@ -38,10 +38,16 @@ def _embedding_renorm_(weight: Tensor, indices: Tensor, max_norm: float, order: 
 
 @implements("_embedding_bag", "_embedding_bag_forward_only")
 def _embedding_bag(
-    weight: Tensor, indices: Tensor, offsets: Tensor, by_frequency: bool = False, mode: int = _SUM,
-    sparse: bool = False, factors: Tensor | None = None, include_last: bool = False,
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    by_frequency: bool = False,
+    mode: int = _SUM,
+    sparse: bool = False,
+    factors: Tensor | None = None,
+    include_last: bool = False,
     padding: int = -1,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The bags (B, D), the bag of each index, the bags' sizes, and the rows of the maxima."""
     bags = len(offsets) - include_last
     if len(offsets) and (offsets[0] != 0 or offsets[-1] > len(indices)):
@@ -83,9 +89,17 @@ def _maxima(values: Tensor, rows: Tensor, bag: Tensor, bags: int) -> tuple[Tenso
 
 @implements("_embedding_bag_dense_backward")
 def _embedding_bag_backward(
-    grad: Tensor, indices: Tensor, bag: Tensor, sizes: Tensor, maxima: Tensor, rows: int,
-    by_frequency: bool, mode: int, factors: Tensor | None, padding: int = -1,
-) -> Tensor:  # fmt: skip
+    grad: Tensor,
+    indices: Tensor,
+    bag: Tensor,
+    sizes: Tensor,
+    maxima: Tensor,
+    rows: int,
+    by_frequency: bool,
+    mode: int,
+    factors: Tensor | None,
+    padding: int = -1,
+) -> Tensor:
     if by_frequency:
         raise NotExactError("EmbeddingBag with scale_grad_by_freq has no exact implementation")
     zeros = grad.new_zeros(rows, grad.shape[1]).double()
@@ -103,9 +117,14 @@ def _embedding_bag_backward(
 
 @implements("_embedding_bag_per_sample_weights_backward")
 def _embedding_bag_factors_backward(
-    grad: Tensor, weight: Tensor, indices: Tensor, offsets: Tensor, bag: Tensor, mode: int,
+    grad: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    bag: Tensor,
+    mode: int,
     padding: int = -1,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     kept = (indices != padding) & (bag < len(grad))
     products = grad[bag.clamp(max=max(len(grad) - 1, 0))].double() * weight[indices.long()]
     return torch.where(kept, grid.sum(products, [1]), 0.0).to(grad.dtype)
@@ -113,10 +132,19 @@ def _embedding_bag_factors_backward(
 
 @implements("_embedding_bag_backward")
 def _embedding_bag_any_backward(
-    grad: Tensor, indices: Tensor, offsets: Tensor, bag: Tensor, sizes: Tensor, maxima: Tensor,
-    rows: int, by_frequency: bool, mode: int, sparse: bool, factors: Tensor | None,
+    grad: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    bag: Tensor,
+    sizes: Tensor,
+    maxima: Tensor,
+    rows: int,
+    by_frequency: bool,
+    mode: int,
+    sparse: bool,
+    factors: Tensor | None,
     padding: int = -1,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if sparse:
         raise NotExactError("EmbeddingBag with sparse gradients has no exact implementation")
     return _embedding_bag_backward(

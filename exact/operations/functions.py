@@ -26,14 +26,18 @@ def rounded(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return called
 
 
-for function in (
-    functions.exp, functions.exp2, functions.expm1, functions.log, functions.log10,
-    functions.log1p, functions.log2, functions.sigmoid, functions.sqrt,
-    hyperbolic.acosh, hyperbolic.asinh, hyperbolic.atanh, hyperbolic.cosh, hyperbolic.sinh,
-    hyperbolic.tanh, normal.erf, normal.erfc, normal.erfinv, trigonometry.acos, trigonometry.asin,
-    trigonometry.atan, trigonometry.atan2, trigonometry.cos, trigonometry.sin, trigonometry.tan,
-):  # fmt: skip
-    implements(function.__name__)(rounded(function))
+_EXPONENTIAL = "exp exp2 expm1 log log10 log1p log2 sigmoid sqrt"
+_HYPERBOLIC = "acosh asinh atanh cosh sinh tanh"
+_TRIGONOMETRIC = "acos asin atan atan2 cos sin tan"
+
+for module, names in (
+    (functions, _EXPONENTIAL),
+    (hyperbolic, _HYPERBOLIC),
+    (normal, "erf erfc erfinv"),
+    (trigonometry, _TRIGONOMETRIC),
+):
+    for name in names.split():
+        implements(name)(rounded(getattr(module, name)))
 
 
 @implements("rsqrt")

@@ -43,9 +43,14 @@ def _sample(x: Tensor, points: Tensor, mode: int, padding: int, align: bool) -> 
 
 @implements("grid_sampler_2d_backward")
 def _sample_backward(
-    grad: Tensor, x: Tensor, points: Tensor, mode: int, padding: int, align: bool,
+    grad: Tensor,
+    x: Tensor,
+    points: Tensor,
+    mode: int,
+    padding: int,
+    align: bool,
     output_mask: list[bool],
-) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+) -> tuple[Tensor | None, Tensor]:
     corners, slopes = _corners(x, points, mode, padding, align)
     g, pixels = grad.double(), x.shape[2] * x.shape[3]
     x_grad = None

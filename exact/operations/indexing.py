@@ -29,8 +29,11 @@ def scatter_last(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
 
 def _scatter(
     combine: Callable[[Tensor, Tensor, Tensor], Tensor],
-    x: Tensor, dim: int, index: Tensor, source: Tensor,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    dim: int,
+    index: Tensor,
+    source: Tensor,
+) -> Tensor:
     if not index.numel():
         return x.clone()  # whatever the shapes are
     if not x.dim():

@@ -39,9 +39,14 @@ def _nll_loss(
 
 @implements("nll_loss_backward")
 def _nll_loss_backward(
-    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
-    ignore_index: int, total_weight: Tensor,
-) -> Tensor:  # fmt: skip
+    grad: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    total_weight: Tensor,
+) -> Tensor:
     index, ignored = _labels(x, target, weight, ignore_index)
     gradients = -grad if weight is None else weight[index] * -grad
     if reduction == MEAN:
@@ -62,9 +67,14 @@ def _nll_loss2d(
 
 @implements("nll_loss2d_backward")
 def _nll_loss2d_backward(
-    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
-    ignore_index: int, total_weight: Tensor,
-) -> Tensor:  # fmt: skip
+    grad: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    total_weight: Tensor,
+) -> Tensor:
     moved = x.movedim(1, -1)
     flat, labels = moved.reshape(-1, x.shape[1]), target.reshape(-1)
     grad = grad.reshape(-1) if reduction == NONE else grad

@@ -31,9 +31,15 @@ def _scatter_to_maxima(grad: Tensor, x: Tensor, indices: Tensor, dims: int) -> T
 
 @implements("max_pool2d_with_indices_backward")
 def _max_pool2d_backward(
-    grad: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool,
+    grad: Tensor,
+    x: Tensor,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil: bool,
     indices: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     kernel, stride, dilation = (expanded(z, 2) for z in (kernel, stride or kernel, dilation))
     if dilation == [1, 1] and all(s >= k for s, k in zip(stride, kernel, strict=True)):
         flat = x.new_zeros(x.shape).flatten(-2)  # windows that do not overlap need no sums
@@ -43,9 +49,15 @@ def _max_pool2d_backward(
 
 @implements("max_pool3d_with_indices_backward")
 def _max_pool3d_backward(
-    grad: Tensor, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool,
+    grad: Tensor,
+    x: Tensor,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil: bool,
     indices: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     return _scatter_to_maxima(grad, x, indices, 3)
 
 
@@ -123,9 +135,15 @@ def _mean_backward(grad: Tensor, x: Tensor, spans: list[list[_Span]], counts: li
 
 
 def _average_spans(
-    x: Tensor, dims: int, kernel: Any, stride: Any, padding: Any, ceil: bool, include_padding: bool,
+    x: Tensor,
+    dims: int,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil: bool,
+    include_padding: bool,
     divisor: int | None,
-) -> tuple[list[list[_Span]], list[int]]:  # fmt: skip
+) -> tuple[list[list[_Span]], list[int]]:
     """The windows of average pooling, and by what each sum is divided."""
     kernel = expanded(kernel, dims)
     stride, padding = expanded(stride or kernel, dims), expanded(padding, dims)
@@ -156,9 +174,14 @@ def _average_pools(dims: int) -> tuple[Callable[..., Tensor], ...]:
     """Average and adaptive average pooling in so many dimensions, and their gradients."""
 
     def pool(
-        x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False,
-        count_include_pad: bool = True, divisor_override: int | None = None,
-    ) -> Tensor:  # fmt: skip
+        x: Tensor,
+        kernel: Any,
+        stride: Any = (),
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Tensor:
         options = (kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
         return _mean(x, *_average_spans(x, dims, *options))
 
@@ -175,8 +198,7 @@ def _average_pools(dims: int) -> tuple[Callable[..., Tensor], ...]:
 
 
 for n in (2, 3):
-    for name, function in zip(
-        ("avg_pool{}d", "avg_pool{}d_backward", "_adaptive_avg_pool{}d",
-         "_adaptive_avg_pool{}d_backward"), _average_pools(n), strict=True,
-    ):  # fmt: skip
+    adaptive = "_adaptive_avg_pool{}d", "_adaptive_avg_pool{}d_backward"
+    names = ("avg_pool{}d", "avg_pool{}d_backward", *adaptive)
+    for name, function in zip(names, _average_pools(n), strict=True):
         implements(name.format(n))(function)

@@ -75,9 +75,15 @@ def _addr(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float =
 
 @implements("_trilinear")
 def _trilinear(
-    a: Tensor, b: Tensor, c: Tensor, expand1: list[int], expand2: list[int], expand3: list[int],
-    sumdim: list[int], unroll_dim: int = 1,
-) -> Tensor:  # fmt: skip
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand1: list[int],
+    expand2: list[int],
+    expand3: list[int],
+    sumdim: list[int],
+    unroll_dim: int = 1,
+) -> Tensor:
     """The sum of a product of three, each with the dimensions that it lacks."""
     product = torch.ones((), dtype=torch.float64, device=a.device)
     for x, dims in ((a, expand1), (b, expand2), (c, expand3)):

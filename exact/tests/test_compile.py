@@ -164,10 +164,10 @@ def closure(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("step", "advice"),
     [
-        (mask, "outside the step"), (item, "outside the step"), (branch, "outside the step"),
-        (restored, "outside the step"), (closure, "step\\(\\) alone"),
+        *((step, "outside the step") for step in (mask, item, branch, restored)),
+        (closure, "step\\(\\) alone"),
     ],
-)  # fmt: skip
+)
 def test_a_step_that_data_decide_on_is_refused_with_what_to_do(step: Any, advice: str) -> None:
     with exact.mode(seed=1):
         step(torch.ones(3))  # the control

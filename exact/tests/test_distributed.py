@@ -164,9 +164,15 @@ def train(mesh: DeviceMesh | None, arithmetic: str = "exact") -> bytes:
     torch.manual_seed(1)  # for native arithmetic
     with exact.mode(seed=1) if arithmetic == "exact" else contextlib.nullcontext():
         network = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(36),
-            nn.Linear(36, 9), nn.Tanh(), nn.Linear(9, 3),
-        )  # fmt: skip
+            nn.Conv2d(1, 4, 3),
+            nn.GELU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.LayerNorm(36),
+            nn.Linear(36, 9),
+            nn.Tanh(),
+            nn.Linear(9, 3),
+        )
         if arithmetic == "exact":
             network.insert(5, nn.Dropout(0.3))
         if mesh:

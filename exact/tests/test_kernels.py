@@ -20,6 +20,7 @@ import exact
 from exact import kernels, products, registry
 from exact.bytes import signed_bytes
 from exact.kernels import convolution
+from exact.operations.convolution import Windows
 from exact.tests.oracle import bits, numbers
 
 # Vector instructions by compiler flags, beside those of this machine.
@@ -167,14 +168,14 @@ def test_a_convolution_is_left_to_the_reference_where_its_numbers_are_too_large(
     library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convolution, "library", lambda: library)
-    options: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
+    windows = Windows([1, 1], [0, 0], [1, 1])
     for place in range(3):
         x, weight, grad = (numbers(s, 0) for s in ((2, 3, 5, 5), (4, 3, 3, 3), (2, 4, 3, 3)))
         for value in (1.0, math.nan, 2.0**110):  # 1.0: the control
             (x, weight, grad)[place][0, 1, 1, 1] = value
-            known = kernels.convolve(x, weight, None, *options, *[(3, 3)]) is not None
+            known = kernels.convolve(x, weight, None, windows, (3, 3)) is not None
             assert known is (value == 1 or place == 2)
-            known = kernels.convolve_gradients(grad, x, weight, *options) is not None
+            known = kernels.convolve_gradients(grad, x, weight, windows) is not None
             assert known is (value == 1 or place == 1)
 
 

@@ -75,10 +75,10 @@ def test_they_do_what_they_do_natively(make: Make, settings: dict[str, Any], for
 @pytest.mark.parametrize(
     "make",
     [
-        optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, optim.Adadelta,
-        optim.Adamax, optim.ASGD, optim.NAdam, optim.RAdam, optim.Rprop,
+        *(optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, optim.Adadelta),
+        *(optim.Adamax, optim.ASGD, optim.NAdam, optim.RAdam, optim.Rprop),
     ],
-)  # fmt: skip
+)
 def test_one_tensor_or_many_at_a_time_gives_the_same_bits(make: Make) -> None:
     single, many = (steps(exact.mode(), make, foreach=foreach) for foreach in (False, True))
     assert torch.equal(single, many)
