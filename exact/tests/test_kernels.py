@@ -94,12 +94,14 @@ def test_products_are_the_same(library: Any, n: int, k: int, m: int, seed: int) 
 
 @pytest.mark.parametrize("extreme", [False, True])
 def test_long_products_are_the_same(library: Any, extreme: bool) -> None:
-    k = 33_000  # more than the sums of integers have room for
+    k = 140_000  # more terms than the sums of integers have room for
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randn(shape, generator=generator) for shape in ((3, k), (k, 17)))
     images = torch.randint(0, 256, (k, 17), generator=generator).to(torch.uint8)
-    if extreme:
-        a, b, images = a * 0 - 0.999999, b * 0 + 0.999999, images * 0 + 255
+    if extreme:  # numbers on the grid, the lower bytes of which are 127
+        for x, n in zip((a, b), products.product_bits(k), strict=True):
+            x.fill_((2 ** (n - 1) + 0x7F7F) / 2**n)
+        images.fill_(255)
     for y in (b, exact.from_bytes(images)):
         assert same(library, "mm", a, y)
         assert same(library, "mm", y.t(), a.t())
@@ -244,6 +246,13 @@ def test_sums_are_the_same(library: Any, shape: tuple[int, ...], dim: int, seed:
     assert same(library, "linalg_vector_norm", x * 0)
     assert not same(library, "linalg_vector_norm", x, 1)
     assert not same(library, "linalg_vector_norm", x, 2, [dim])
+
+
+def test_the_norm_of_numbers_below_the_grid_is_the_same(library: Any) -> None:
+    x = torch.full((2**17,), 2.0**-18.25)
+    x[0] = 1
+    assert torch.linalg.vector_norm(x) > 1  # without the grid, to which the others are too small
+    assert same(library, "linalg_vector_norm", x) and reference("linalg_vector_norm", x) == 1
 
 
 @settings(max_examples=40, deadline=None)
