@@ -25,10 +25,7 @@ static int digits_of_columns(
     int32_t max[COLUMNS];
     float shift[COLUMNS];
     int failed = largest(x, n, k, 1, sk, COLUMNS, max);
-    for (long v = 0; v < n; v++) {
-        Grid grid = grid_of(max[v], bits);
-        shift[v] = grid.shift, steps[v] = grid.step;
-    }
+    grids_of(max, n, bits, shift, steps);
     for (long p = 0; p < k; p += 2, high += row, low += row) {
         const float *first = x + p * sk, *second = p + 1 < k ? first + sk : NULL;
         for (long v = 0; v < n; v++) {
@@ -98,7 +95,7 @@ static void pack_byte_block(void *product, long block) {
                                                    (int16_t *)low, t->steps + i)
                                    : digits_of_row(a, t->k, t->sa_k, t->a_bits, (int16_t *)high,
                                                    (int16_t *)low, t->steps + i);
-    if (failed) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
+    fail(&t->failed, failed);
 }
 
 /* The sums of the products of pairs start … end, of which at most 2048 fit into an int32. */
@@ -160,9 +157,8 @@ static int vector_byte_product(Product *t, long threads) {
     t->steps = (double *)memory, t->a_blocks = t->steps + rows;
     t->b_blocks = (int32_t *)t->a_blocks + 2 * digits;
     t->row = by_columns ? 1 : pairs, t->pair = by_columns ? COLUMNS : 1, t->low = (long)digits;
-    t->failed = 0;
-    each(columns + rows / size, threads, pack_byte_block, t);
-    if (!t->failed) each(blocks(t->n, BYTE_ROWS) * columns, threads, multiply_byte_block, t);
+    int failed = pack_and_multiply(t, threads, columns + rows / size, pack_byte_block,
+                                   blocks(t->n, BYTE_ROWS) * columns, multiply_byte_block);
     free(memory);
-    return t->failed;
+    return failed;
 }

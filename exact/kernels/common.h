@@ -86,6 +86,11 @@ static void each(long n, long threads, void (*body)(void *, long), void *context
 /* To wake a thread takes about as long as 2^21 multiplications. */
 INLINE long useful(long threads, double operations) { return operations < 1 << 21 ? 1 : threads; }
 
+/* Note a failure, which any thread may find. */
+INLINE void fail(long *failed, int found) {
+    if (found) __atomic_store_n(failed, 1, __ATOMIC_RELAXED);
+}
+
 INLINE long min(long a, long b) { return a < b ? a : b; }
 INLINE long blocks(long n, long size) { return (n + size - 1) / size; }
 

@@ -18,15 +18,11 @@ static double multiplications(const Convolution *t) {
     return (double)t->images * t->height * t->width * t->groups * t->outputs * t->k;
 }
 
-static void fail(Convolution *t, int failed) {
-    if (failed) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
-}
-
 static void pack_weights(void *convolution, long block) {
     Convolution *t = convolution;
     long rows = blocks(t->outputs, ROWS), i = block % rows * ROWS;
     const float *from = t->weight + (block / rows * t->outputs + i) * t->k;
-    fail(t, pack(from, min(ROWS, t->outputs - i), t->k, t->k, 1, t->a_bits, ROWS,
+    fail(&t->failed, pack(from, min(ROWS, t->outputs - i), t->k, t->k, 1, t->a_bits, ROWS,
                  t->weights + block * ROWS * t->k));
 }
 
@@ -68,7 +64,7 @@ static void convolve_blocks(void *convolution, long thread) {
     long places = t->height * t->width, all = t->images * places, columns = blocks(all, WIDTH);
     long rows = blocks(t->outputs, ROWS), block;
     double *inputs = malloc((size_t)(t->k * WIDTH) * sizeof(double));
-    if (!inputs) { fail(t, 1); return; }
+    if (!inputs) { fail(&t->failed, 1); return; }
     while ((block = __atomic_fetch_add(&t->next, 1, __ATOMIC_RELAXED)) < t->groups * columns) {
         long g = block / columns, j = block % columns * WIDTH, m = min(WIDTH, all - j);
         long to[WIDTH], ends[WIDTH];  /* where results go, and which is the first of the next image */
@@ -82,7 +78,7 @@ static void convolve_blocks(void *convolution, long thread) {
             to[v] = (n * t->groups + g) * t->outputs * places + place;
             ends[v] = min(m, v + places - place);
         }
-        fail(t, gather_inputs(t, from, largest, inputs));
+        fail(&t->failed, gather_inputs(t, from, largest, inputs));
         for (long r = 0; r < rows; r++) {
             double results[ROWS][WIDTH] = {0};
             add_products(t->weights + (g * rows + r) * ROWS * t->k, inputs, t->k, results);

@@ -3,7 +3,7 @@
 /* The grids of the inputs at each tap of a channel, over all outputs. */
 static void measure_inputs(Convolution *t, long g, long channel) {
     int32_t *max = calloc((size_t)t->plane, sizeof *max);  /* over all images */
-    if (!max) { fail(t, 1); return; }
+    if (!max) { fail(&t->failed, 1); return; }
     for (long n = 0; n < t->images; n++) {
         const float *x = t->x + n * t->image + g * t->group + channel * t->plane;
         for (long p = 0; p < t->plane; p++) max[p] = magnitude(x[p]) > max[p] ? magnitude(x[p]) : max[p];
@@ -18,7 +18,7 @@ static void measure_inputs(Convolution *t, long g, long channel) {
                 found = m > found ? m : found;
             }
         t->b_shifts[g * t->k + k] = shift_of(scale_of(found), t->b_bits);
-        fail(t, found >= TOO_LARGE);
+        fail(&t->failed, found >= TOO_LARGE);
     }
     free(max);
 }
@@ -28,7 +28,7 @@ static void measure_gradients(Convolution *t, long i) {
     long rows = t->groups * t->outputs, places = t->height * t->width;
     int32_t max = 0, found;
     for (long n = 0; n < t->images; n++) {
-        fail(t, largest(t->grad + (n * rows + i) * places, 1, places, 0, 1, 1, &found));
+        fail(&t->failed, largest(t->grad + (n * rows + i) * places, 1, places, 0, 1, 1, &found));
         max = found > max ? found : max;
     }
     t->a_shifts[i] = shift_of(scale_of(max), t->a_bits);
@@ -56,7 +56,7 @@ static void accumulate(void *convolution, long thread) {
     size_t packed = (size_t)(rows * ROWS + WIDTH) * PLACES;
     double *sums = calloc((size_t)t->groups * own + packed, sizeof(double));
     t->parts[thread] = sums;
-    if (!sums) { fail(t, 1); return; }
+    if (!sums) { fail(&t->failed, 1); return; }
     double *a = sums + (size_t)t->groups * own, *b = a + rows * ROWS * PLACES;
     while ((item = __atomic_fetch_add(&t->next, 1, __ATOMIC_RELAXED)) < t->groups * chunks) {
         long g = item / chunks, first = item % chunks * PLACES, n = min(PLACES, all - first);

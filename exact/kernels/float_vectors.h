@@ -9,7 +9,7 @@ static void pack_float_block(void *product, long block) {
                    (double *)t->a_blocks + i * t->k)
             : pack((const float *)t->b + j * t->sb_m, min(WIDTH, t->m - j), t->k, t->sb_m, t->sb_k,
                    t->b_bits, WIDTH, (double *)t->b_blocks + j * t->k);
-    if (failed) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
+    fail(&t->failed, failed);
 }
 
 /* Add the product of a packed block of k columns of ROWS numbers and k rows of WIDTH numbers. */
@@ -46,13 +46,9 @@ static int vector_product(Product *t, long threads) {
     size_t a_size = (size_t)(rows * ROWS * t->k) * sizeof(double);
     char *memory = malloc(a_size + (size_t)(columns * WIDTH * t->k) * sizeof(double));
     if (!memory) return 1;
-    t->a_blocks = memory, t->b_blocks = memory + a_size, t->failed = 0;
-    long size = t->wide ? sizeof(double) : sizeof(float);
-    for (long i = 0; i < t->batch && !t->failed; i++) {
-        each(rows + columns, threads, pack_float_block, t);
-        if (!t->failed) each(blocks(rows, GROUP) * columns, threads, multiply_float_block, t);
-        t->a += t->sa_b, t->b = (const float *)t->b + t->sb_b, t->out = (char *)t->out + t->so_b * size;
-    }
+    t->a_blocks = memory, t->b_blocks = memory + a_size;
+    int failed = pack_and_multiply(t, threads, rows + columns, pack_float_block,
+                                   blocks(rows, GROUP) * columns, multiply_float_block);
     free(memory);
-    return t->failed;
+    return failed;
 }

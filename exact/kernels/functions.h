@@ -122,8 +122,7 @@ enum { EXP, SIGMOID, TANH, SIGMOID_BACKWARD, TANH_BACKWARD, MAPPED = 4096 };
 typedef struct {
     const float *x, *y;
     float *out;
-    long n, function;
-    int failed;
+    long n, function, failed;
 } Map;
 
 INLINE float value_of(long function, float x, float y) {
@@ -148,7 +147,7 @@ static void map_block(void *map, long block) {
     float *out = t->out + start;
     int32_t max;
     if (t->function <= TANH && largest(x, 1, n, 0, 1, 1, &max))
-        __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
+        fail(&t->failed, 1);
     else
         switch (t->function) {  /* once for each, so that the loop has no other */
         case EXP: for (long i = 0; i < n; i++) out[i] = value_of(EXP, x[i], 0); break;

@@ -11,6 +11,14 @@ INLINE Grid grid_of(int32_t max, long bits) {
     return (Grid){(float)(size * (1.5 * power_of_two(24 - bits))), step > least ? step : least};
 }
 
+/* Those of n vectors, by the bits of their largest numbers. */
+INLINE void grids_of(const int32_t *max, long n, long bits, float *shifts, double *steps) {
+    for (long v = 0; v < n; v++) {
+        Grid grid = grid_of(max[v], bits);
+        shifts[v] = grid.shift, steps[v] = grid.step;
+    }
+}
+
 INLINE int32_t integer(float x, float shift) { return bits_of(x + shift) - bits_of(shift); }
 INLINE int32_t low_part(int32_t i) { return ((i + 1024) & 2047) - 1024; }
 INLINE int32_t high_part(int32_t i) { return (i - low_part(i)) >> 11; }
@@ -34,7 +42,7 @@ typedef struct {
     void *a_blocks, *b_blocks;
     double *steps;
     long row, pair, low;  /* distances between digits: of rows, of pairs, of high and low */
-    int failed;
+    long failed;
 } Product;
 
 /* A block of n by m results, rows of which are `width` apart, with the bias added. One of the two
@@ -66,4 +74,19 @@ INLINE void store(const Product *t, long i0, long j0, long n, long m, const doub
 INLINE void place(long block, long rows, long columns, long *i, long *j) {
     if (rows < columns) *i = block % rows, *j = block / rows;
     else *i = block / columns, *j = block % columns;
+}
+
+/* Each product of the batch: pack blocks of the operands, then multiply pairs of them. */
+static int pack_and_multiply(
+    Product *t, long threads, long packs, void (*pack)(void *, long), long pairs,
+    void (*multiply)(void *, long)
+) {
+    long size = t->wide ? sizeof(double) : sizeof(float);
+    t->failed = 0;
+    for (long i = 0; i < t->batch && !t->failed; i++) {
+        each(packs, threads, pack, t);
+        if (!t->failed) each(pairs, threads, multiply, t);
+        t->a += t->sa_b, t->b = (const float *)t->b + t->sb_b, t->out = (char *)t->out + t->so_b * size;
+    }
+    return t->failed != 0;
 }

@@ -85,8 +85,9 @@ def _average_pool_backward(
     divisor: int | None,
 ) -> Tensor | None:
     size, windows = expanded(kernel, 2), Windows.over(2, stride or kernel, 0, 1)
-    overlap = any(s < k for k, s in zip(size, windows.stride, strict=True))
-    if overlap or ceil or x.dim() != 4 or any(expanded(padding, 2)) or not is_plain(grad, x):
+    if windows.overlap(size) or ceil or any(expanded(padding, 2)):
+        return None
+    if x.dim() != 4 or not is_plain(grad, x):
         return None
     out, call = torch.empty(x.shape), _call(x.shape, grad.shape, size, windows)
     call.x, call.out = grad.data_ptr(), out.data_ptr()
@@ -106,9 +107,12 @@ def _max_pool_backward(
     ceil: bool,
     indices: Tensor,
 ) -> Tensor | None:
-    kernel, stride, dilation = (expanded(z, 2) for z in (kernel, stride or kernel, dilation))
-    overlap = dilation != [1, 1] or any(s < k for s, k in zip(stride, kernel, strict=True))
-    if overlap or x.dim() != 4 or not (is_plain(grad, x) and indices.is_contiguous()):
+    windows = Windows.over(2, stride or kernel, padding, dilation)
+    if (
+        windows.overlap(expanded(kernel, 2))
+        or x.dim() != 4
+        or not (is_plain(grad, x) and indices.is_contiguous())
+    ):
         return None
     out = torch.empty(x.shape)
     planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]

@@ -42,10 +42,10 @@ def _product(library: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor 
     bits = product_bits(k)
     a_bytes, b_bytes = signed_bytes(a), signed_bytes(b)
     if a_bytes is None:
-        product = _described(a, b if b_bytes is None else b_bytes, out, bits)
+        product = _call(a, b if b_bytes is None else b_bytes, out, bits)
         product.bias_m = 1
     else:  # bᵀ aᵀ, as bytes come second
-        product = _described(b.t(), a_bytes.t(), out.t(), bits[::-1])
+        product = _call(b.t(), a_bytes.t(), out.t(), bits[::-1])
         product.bias_n = 1
     product.bias = None if bias is None else bias.data_ptr()
     multiply = library.float_product if a_bytes is b_bytes is None else library.byte_product
@@ -53,7 +53,7 @@ def _product(library: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor 
     return None if failed else out
 
 
-def _described(a: Tensor, b: Tensor, out: Tensor, bits: tuple[int, int]) -> _Product:
+def _call(a: Tensor, b: Tensor, out: Tensor, bits: tuple[int, int]) -> _Product:
     """What a kernel is told of matrices (n, k) and (k, m), and their product."""
     product = _Product(a=a.data_ptr(), b=b.data_ptr(), out=out.data_ptr(), batch=1)
     (product.n, product.k), product.m = a.shape, b.shape[1]
@@ -79,7 +79,7 @@ def multiply(a: Tensor, b: Tensor) -> Tensor | None:
     x = a.expand(*batch, n, k).reshape(-1, n, k)
     y = b.expand(*batch, k, m).reshape(-1, k, m)
     out = torch.empty((*batch, n, m), dtype=torch.float64)
-    product = _described(x[0], y[0], out.view(-1, n, m)[0], product_bits(k))
+    product = _call(x[0], y[0], out.view(-1, n, m)[0], product_bits(k))
     product.wide, product.batch = True, len(x)
     product.sa_b, product.sb_b, product.so_b = x.stride(0), y.stride(0), n * m
     failed = compiled.float_product(ctypes.byref(product), torch.get_num_threads())

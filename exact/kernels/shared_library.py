@@ -71,9 +71,8 @@ def build(folder: Path, flags: tuple[str, ...] = ("-march=native",)) -> ctypes.C
 
 
 def fields(names: str) -> list[tuple[str, Any]]:
-    """The fields of a structure in C, of which those with a star are pointers and others long."""
-    pairs = ((name.strip("*"), c_void_p if "*" in name else c_long) for name in names.split())
-    return list(pairs)
+    """The fields of a structure in C: with a star they are pointers, else of type long."""
+    return [(name.strip("*"), c_void_p if "*" in name else c_long) for name in names.split()]
 
 
 def _compiler() -> list[str]:

@@ -1,4 +1,6 @@
-/* Matrix products by AMX, whose sums are 16 × 16 int32: of all pairs of digits, or of digits and bytes. */
+/* Matrix products by AMX: of tiles of digits with each other, or with tiles of bytes.
+
+   A product of two tiles is 16 × 16 sums in int32. */
 
 #include <sys/syscall.h>
 long syscall(long, ...);
@@ -12,24 +14,6 @@ static int has_tiles(void) {
         __atomic_store_n(&asked, 1, __ATOMIC_RELEASE);
     }
     return granted;
-}
-
-static void pack_tiles(void *product, long block) {
-    Product *t = product;
-    long tiles = blocks(t->k, LENGTH) * TILE, all = blocks(t->n, STRIP), i = block * STRIP, j = i - all * STRIP;
-    long n = min(STRIP, t->n - i), m = min(STRIP, t->m - j);
-    int8_t *a = (int8_t *)t->a_blocks + i / SIDE * DIGITS * tiles, *b = (int8_t *)t->b_blocks;
-    int failed = 0;
-    if (block < all)
-        failed = pack_digits(t->a + i * t->sa_n, n, t->k, t->sa_n, t->sa_k, t->a_bits, 1, a, t->steps + i);
-    else if (t->b_bits)
-        failed = pack_digits((const float *)t->b + j * t->sb_m, m, t->k, t->sb_m, t->sb_k, t->b_bits, 0,
-                             b + j / SIDE * DIGITS * tiles, t->steps + blocks(t->n, SIDE) * SIDE + j);
-    else
-        for (long v = j; v < j + m; v += SIDE)
-            pack_unsigned((const int8_t *)t->b + v * t->sb_m, min(SIDE, t->m - v), t->k, t->sb_m, t->sb_k,
-                          b + v / SIDE * tiles);
-    if (failed) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED);
 }
 
 enum { LONGEST = 512 };  /* tiles in a sum: 3 · 512 · 64 products of 2^14 fit into an int32 */
@@ -117,11 +101,9 @@ static void multiply_tiles(void *product, long block) {
     Product *t = product;
     long rows = blocks(t->n, SIDE), columns = blocks(t->m, SIDE), tiles = blocks(t->k, LENGTH);
     long pairs = blocks(columns, 2), first = block / pairs * TILE_GROUP, j = block % pairs * 2;
-    long column = tiles * (t->b_bits ? DIGITS : 1) * TILE;
-    const int8_t *b = (int8_t *)t->b_blocks + j * column, *c = j + 1 < columns ? b + column : b;
-    double b_steps[2 * SIDE];
-    for (long v = 0; v < 2 * SIDE; v++)
-        b_steps[v] = !t->b_bits ? 1.0 / 256 : j + v / SIDE < columns ? t->steps[(rows + j) * SIDE + v] : 0;
+    long width = min(2, columns - j), column = tiles * (t->b_bits ? DIGITS : 1) * TILE;
+    const int8_t *b = (int8_t *)t->b_blocks + j * column, *last = b + (width - 1) * column;
+    const double *b_steps = t->steps + (rows + j) * SIDE;
     _tile_loadconfig(&shape);
     for (long r = first; r < min(first + TILE_GROUP, rows); r++) {
         const int8_t *a = (int8_t *)t->a_blocks + r * tiles * DIGITS * TILE;
@@ -129,21 +111,16 @@ static void multiply_tiles(void *product, long block) {
         double totals[2][SIDE * SIDE] = {0};
         for (long p = 0; p < tiles; p += LONGEST) {
             Sums sums[2 * DIGITS];
-            const int8_t *from = a + p * DIGITS * TILE;
-            long n = min(LONGEST, tiles - p);
-            if (!t->b_bits) {
-                multiply_digits_and_bytes(from, b + p * TILE, c + p * TILE, n, sums);
-                add_sums(sums, DIGITS, a_steps, b_steps, totals[0]);
-                add_sums(sums + DIGITS, DIGITS, a_steps, b_steps, totals[1]);
-                continue;
-            }
-            multiply_digits_of_both(from, b + p * DIGITS * TILE, n, sums);
-            add_sums(sums, 2 * DIGITS - 1, a_steps, b_steps, totals[0]);
-            if (j + 1 == columns) continue;
-            multiply_digits_of_both(from, c + p * DIGITS * TILE, n, sums);
-            add_sums(sums, 2 * DIGITS - 1, a_steps, b_steps + SIDE, totals[1]);
+            long n = min(LONGEST, tiles - p), at = p * DIGITS * TILE;
+            if (!t->b_bits) multiply_digits_and_bytes(a + at, b + p * TILE, last + p * TILE, n, sums);
+            for (long v = 0; v < width; v++)
+                if (t->b_bits) {
+                    multiply_digits_of_both(a + at, b + v * column + at, n, sums);
+                    add_sums(sums, 2 * DIGITS - 1, a_steps, b_steps + v * SIDE, totals[v]);
+                } else
+                    add_sums(sums + v * DIGITS, DIGITS, a_steps, b_steps + v * SIDE, totals[v]);
         }
-        for (long v = 0; v < min(2, columns - j); v++)
+        for (long v = 0; v < width; v++)
             store(t, r * SIDE, (j + v) * SIDE, min(SIDE, t->n - r * SIDE),
                   min(SIDE, t->m - (j + v) * SIDE), totals[v], SIDE);
     }
@@ -153,17 +130,14 @@ static void multiply_tiles(void *product, long block) {
 /* Of floats, or with b_bits 0 of floats and bytes. */
 static int tile_product(Product *t, long threads) {
     long rows = blocks(t->n, SIDE), columns = blocks(t->m, SIDE), size = blocks(t->k, LENGTH) * TILE;
-    long digits = t->b_bits ? DIGITS : 1, width = t->wide ? sizeof(double) : sizeof(float);
+    long digits = t->b_bits ? DIGITS : 1;
     long steps = (rows + columns) * SIDE * (long)sizeof(double);
     char *memory = aligned_alloc(64, (size_t)(steps + (rows * DIGITS + columns * digits) * size));
     if (!memory) return 1;
     t->steps = (double *)memory, t->a_blocks = memory + steps;
-    t->b_blocks = (int8_t *)t->a_blocks + rows * DIGITS * size, t->failed = 0;
-    for (long i = 0; i < t->batch && !t->failed; i++) {
-        each(blocks(t->n, STRIP) + blocks(t->m, STRIP), threads, pack_tiles, t);
-        if (!t->failed) each(blocks(rows, TILE_GROUP) * blocks(columns, 2), threads, multiply_tiles, t);
-        t->a += t->sa_b, t->b = (const float *)t->b + t->sb_b, t->out = (char *)t->out + t->so_b * width;
-    }
+    t->b_blocks = (int8_t *)t->a_blocks + rows * DIGITS * size;
+    int failed = pack_and_multiply(t, threads, blocks(t->n, STRIP) + blocks(t->m, STRIP), pack_tiles,
+                                   blocks(rows, TILE_GROUP) * blocks(columns, 2), multiply_tiles);
     free(memory);
-    return t->failed;
+    return failed;
 }

@@ -26,7 +26,7 @@ INLINE uint32_t digits_of(float x, float shift) {
 }
 
 /* A tile of each digit of n <= SIDE contiguous vectors of k <= LENGTH numbers; rows are vectors. */
-static void digits_of_rows(const float *x, long n, long k, long sn, const float *shift, int8_t *out) {
+static void row_tiles(const float *x, long n, long k, long sn, const float *shift, int8_t *out) {
     if (n < SIDE || k < LENGTH) memset(out, 0, DIGITS * TILE);
     for (long v = 0; v < n; v++)
         for (long p = 0; p < k; p++) {
@@ -36,7 +36,7 @@ static void digits_of_rows(const float *x, long n, long k, long sn, const float 
 }
 
 /* The same of other vectors; rows are groups of four numbers of all vectors. */
-INLINE void digits_of_groups(
+INLINE void group_tiles(
     const float *x, long n, long k, long sn, long sk, const float *shift, int8_t *out
 ) {
     if (k < LENGTH) memset(out, 0, DIGITS * TILE);
@@ -65,18 +65,15 @@ static int pack_digits(
     float shift[STRIP];
     long tiles = blocks(k, LENGTH);
     int failed = sn == 1 ? largest(x, n, k, 1, sk, STRIP, max) : largest(x, n, k, sn, sk, STRIP, max);
-    for (long v = 0; v < blocks(n, SIDE) * SIDE; v++) {
-        Grid grid = grid_of(max[v], bits);
-        shift[v] = grid.shift, steps[v] = grid.step;
-    }
+    grids_of(max, blocks(n, SIDE) * SIDE, bits, shift, steps);
     for (long t = 0; t < tiles; t++, x += LENGTH * sk)
         for (long v = 0; v < n; v += SIDE) {
             int8_t *to = out + (v / SIDE * tiles + t) * DIGITS * TILE;
             const float *from = x + v * sn;
             long count = min(SIDE, n - v), length = min(LENGTH, k - t * LENGTH);
-            if (sk == 1) digits_of_rows(from, count, length, sn, shift + v, to);
-            else if (sn == 1 && count == SIDE) digits_of_groups(from, SIDE, length, 1, sk, shift + v, to);
-            else digits_of_groups(from, count, length, sn, sk, shift + v, to);
+            if (sk == 1) row_tiles(from, count, length, sn, shift + v, to);
+            else if (sn == 1 && count == SIDE) group_tiles(from, SIDE, length, 1, sk, shift + v, to);
+            else group_tiles(from, count, length, sn, sk, shift + v, to);
             if (rows != (sk == 1))
                 for (long d = 0; d < DIGITS; d++) transpose_tile((int32_t *)(to + d * TILE));
         }
@@ -96,4 +93,26 @@ static void pack_unsigned(const int8_t *x, long n, long k, long sn, long sk, int
             for (long p = 0; p < length; p++)
                 for (long v = 0; v < n; v++) out[p / 4 * LENGTH + v * 4 + p % 4] = x[v * sn + p * sk] ^ -128;
     }
+}
+
+/* A strip of the first or the second operand. */
+static void pack_tiles(void *product, long block) {
+    Product *t = product;
+    long tiles = blocks(t->k, LENGTH) * TILE, all = blocks(t->n, STRIP), i = block * STRIP, j = i - all * STRIP;
+    long n = min(STRIP, t->n - i), m = min(STRIP, t->m - j);
+    int8_t *a = (int8_t *)t->a_blocks + i / SIDE * DIGITS * tiles, *b = (int8_t *)t->b_blocks;
+    long step = blocks(t->n, SIDE) * SIDE + j;  /* of the first of these columns */
+    int failed = 0;
+    if (block < all)
+        failed = pack_digits(t->a + i * t->sa_n, n, t->k, t->sa_n, t->sa_k, t->a_bits, 1, a, t->steps + i);
+    else if (t->b_bits)
+        failed = pack_digits((const float *)t->b + j * t->sb_m, m, t->k, t->sb_m, t->sb_k, t->b_bits, 0,
+                             b + j / SIDE * DIGITS * tiles, t->steps + step);
+    else
+        for (long v = 0; v < m; v += SIDE) {
+            for (long s = v; s < v + SIDE; s++) t->steps[step + s] = 1.0 / 256;
+            pack_unsigned((const int8_t *)t->b + (j + v) * t->sb_m, min(SIDE, m - v), t->k, t->sb_m,
+                          t->sb_k, b + (j + v) / SIDE * tiles);
+        }
+    fail(&t->failed, failed);
 }

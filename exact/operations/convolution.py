@@ -35,6 +35,11 @@ class Windows(NamedTuple):
         stride, padding, dilation = (expanded(sizes, dims) for sizes in (stride, padding, dilation))
         return cls(stride, padding, dilation, groups)
 
+    def overlap(self, size: list[int]) -> bool:
+        """Whether windows of this size may share an input."""
+        pairs = zip(size, self.stride, strict=True)
+        return any(d != 1 for d in self.dilation) or any(s < k for k, s in pairs)
+
 
 @implements("convolution")
 def _convolution(

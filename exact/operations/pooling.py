@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exact import grid
-from exact.operations.convolution import expanded
+from exact.operations.convolution import Windows, expanded
 from exact.operations.indexing import scatter_add, scatter_last
 from exact.registry import exact_as_is, implements
 
@@ -40,8 +40,8 @@ def _max_pool2d_backward(
     ceil: bool,
     indices: Tensor,
 ) -> Tensor:
-    kernel, stride, dilation = (expanded(z, 2) for z in (kernel, stride or kernel, dilation))
-    if dilation == [1, 1] and all(s >= k for s, k in zip(stride, kernel, strict=True)):
+    windows = Windows.over(2, stride or kernel, padding, dilation)
+    if not windows.overlap(expanded(kernel, 2)):
         flat = x.new_zeros(x.shape).flatten(-2)  # windows that do not overlap need no sums
         return flat.scatter_(-1, indices.flatten(-2), grad.flatten(-2)).add_(0.0).view(x.shape)
     return _scatter_to_maxima(grad, x, indices, 2)
