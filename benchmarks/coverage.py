@@ -173,12 +173,27 @@ def modules(names: set[str]) -> Iterator[tuple[str, Iterator[str]]]:
 
 
 _RANDOM_NAMES = (
-    *("rand", "dropout", "empty", "normal", "uniform", "bernoulli", "multinomial", "exponential"),
-    *("cauchy", "geometric", "rrelu", "poisson", "fractional", "multi_head"),
+    "rand",
+    "dropout",
+    "empty",
+    "normal",
+    "uniform",
+    "bernoulli",
+    "multinomial",
+    "exponential",
+    "cauchy",
+    "geometric",
+    "rrelu",
+    "poisson",
+    "fractional",
+    "multi_head",
 )
 _RANDOM = (
-    *(torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU, torch.nn.MultiheadAttention),
-    *(torch.nn.FractionalMaxPool2d, torch.nn.FractionalMaxPool3d),
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.RReLU,
+    torch.nn.MultiheadAttention,
+    torch.nn.FractionalMaxPool2d,
+    torch.nn.FractionalMaxPool3d,
 )
 
 

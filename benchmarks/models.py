@@ -27,8 +27,16 @@ from benchmarks.environments import ENVIRONMENTS
 from tracking.repository import ROOT
 
 TORCHVISION = (
-    *("squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "resnet18", "densenet121"),
-    *("efficientnet_b0", "convnext_tiny", "swin_t", "vit_b_16", "vgg11_bn"),
+    "squeezenet1_1",
+    "shufflenet_v2_x0_5",
+    "mobilenet_v3_small",
+    "resnet18",
+    "densenet121",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "swin_t",
+    "vit_b_16",
+    "vgg11_bn",
 )
 TIMM = ("resnet10t", "ghostnet_050", "mobilevit_xxs", "edgenext_xx_small", "deit_tiny_patch16_224")
 TRANSFORMERS = {

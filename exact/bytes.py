@@ -83,7 +83,7 @@ def mark_bytes(x: Tensor, bytes_: Tensor) -> Tensor:
 
 def _is_whole(x: Tensor, base: Tensor) -> bool:
     """Whether x has all numbers of the base in their order, or is the transpose of such a view."""
-    all_of_it = x.numel() == base.numel() and x.storage_offset() == base.storage_offset()
-    turned = x.dim() == 2 and x.stride() == (1, x.shape[0])
-    in_order = base.is_contiguous() and (x.is_contiguous() or turned)
-    return bool(all_of_it and in_order and x.dtype == base.dtype)
+    if not (base.is_contiguous() and x.numel() == base.numel() and x.dtype == base.dtype):
+        return False
+    in_order = x.is_contiguous() or (x.dim() == 2 and x.stride() == (1, x.shape[0]))
+    return bool(in_order and x.storage_offset() == base.storage_offset())

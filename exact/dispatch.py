@@ -23,10 +23,9 @@ from exact.recording import Recording
 
 __all__ = ["ExactMode", "active"]
 
-_DTYPES = {
-    *(torch.float32, torch.float64, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-}
+_INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64}
+_UNSIGNED = {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+_DTYPES = {torch.float32, torch.float64, torch.bool} | _INTEGERS | _UNSIGNED
 
 
 def active() -> "ExactMode | None":

@@ -21,8 +21,18 @@ from exact.functions import power
 __all__ = ["Base", "after_step", "before_step", "restore"]
 
 _KNOWN = (
-    *(optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, optim.Adadelta),
-    *(optim.Adamax, optim.ASGD, optim.NAdam, optim.RAdam, optim.Rprop, optim.LBFGS),
+    optim.SGD,
+    optim.Adam,
+    optim.AdamW,
+    optim.RMSprop,
+    optim.Adagrad,
+    optim.Adadelta,
+    optim.Adamax,
+    optim.ASGD,
+    optim.NAdam,
+    optim.RAdam,
+    optim.Rprop,
+    optim.LBFGS,
 )
 # Their steps for lists of tensors, the default on GPUs, round in another order: none takes them.
 _ONE_BY_ONE = (optim.Adamax, optim.ASGD, optim.NAdam, optim.RAdam)

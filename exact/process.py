@@ -189,6 +189,12 @@ def full_float64() -> Iterator[None]:
 
 
 _PATCHES = _Shared(
-    *(plain_attention, plain_layers, inheriting_threads, exact_cosine, exact_powers),
-    *(optimizer_hooks, skip_compilation, full_float64),
+    plain_attention,
+    plain_layers,
+    inheriting_threads,
+    exact_cosine,
+    exact_powers,
+    optimizer_hooks,
+    skip_compilation,
+    full_float64,
 )

@@ -7,7 +7,6 @@ on black, as pages have either background.
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +132,7 @@ def accuracies() -> Figure:
     return figure
 
 
-DRAWN = (regression_loss, temperature, weights, confusion, activations, accuracies)
-FIGURES: tuple[Callable[[], Figure], ...] = DRAWN
+FIGURES = (regression_loss, temperature, weights, confusion, activations, accuracies)
 
 
 def main() -> None:

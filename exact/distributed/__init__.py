@@ -28,10 +28,12 @@ from exact.distributed.tensors import RefusalError, dtensors, local_tensor, refu
 
 __all__ = ["dispatch"]
 
-# By which a DTensor gathers what other workers hold, without arithmetic.
-_GATHERING = "all_gather_into_tensor all_to_all_single wait_tensor _wrap_tensor_autograd"
-
-for _name in _GATHERING.split():
+for _name in (  # by which a DTensor gathers what other workers hold, without arithmetic
+    "all_gather_into_tensor",
+    "all_to_all_single",
+    "wait_tensor",
+    "_wrap_tensor_autograd",
+):
     _collective = getattr(torch.ops._c10d_functional, _name).default
     registry.register(_collective, _collective)
 registry.register(torch.ops.c10d.broadcast_.default, torch.ops.c10d.broadcast_.default)

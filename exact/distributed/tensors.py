@@ -71,8 +71,14 @@ def from_part(x: Tensor, like: DTensor, dim: int = 0) -> DTensor:
     shape = list(x.shape)
     shape[dim] = like.shape[dimension(like)]
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    part = partial(DTensor.from_local, shape=torch.Size(shape), stride=tuple(strides))
-    return part(x.contiguous(), like.device_mesh, [Shard(dim)], run_check=False)
+    return DTensor.from_local(
+        x.contiguous(),
+        like.device_mesh,
+        [Shard(dim)],
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=tuple(strides),
+    )
 
 
 def dimension(x: DTensor) -> int:

@@ -26,15 +26,11 @@ def rounded(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return called
 
 
-_EXPONENTIAL = "exp exp2 expm1 log log10 log1p log2 sigmoid sqrt"
-_HYPERBOLIC = "acosh asinh atanh cosh sinh tanh"
-_TRIGONOMETRIC = "acos asin atan atan2 cos sin tan"
-
 for module, names in (
-    (functions, _EXPONENTIAL),
-    (hyperbolic, _HYPERBOLIC),
+    (functions, "exp exp2 expm1 log log10 log1p log2 sigmoid sqrt"),
+    (hyperbolic, "acosh asinh atanh cosh sinh tanh"),
     (normal, "erf erfc erfinv"),
-    (trigonometry, _TRIGONOMETRIC),
+    (trigonometry, "acos asin atan atan2 cos sin tan"),
 ):
     for name in names.split():
         implements(name)(rounded(getattr(module, name)))

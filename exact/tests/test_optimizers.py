@@ -75,8 +75,17 @@ def test_they_do_what_they_do_natively(make: Make, settings: dict[str, Any], for
 @pytest.mark.parametrize(
     "make",
     [
-        *(optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, optim.Adadelta),
-        *(optim.Adamax, optim.ASGD, optim.NAdam, optim.RAdam, optim.Rprop),
+        optim.SGD,
+        optim.Adam,
+        optim.AdamW,
+        optim.RMSprop,
+        optim.Adagrad,
+        optim.Adadelta,
+        optim.Adamax,
+        optim.ASGD,
+        optim.NAdam,
+        optim.RAdam,
+        optim.Rprop,
     ],
 )
 def test_one_tensor_or_many_at_a_time_gives_the_same_bits(make: Make) -> None:

@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     from lab.schema import Params
 
 CLASSES = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
 )
 ARCHIVES = {"train": "train", "test": "t10k"}  # what the split's archives are called
 
