@@ -80,3 +80,6 @@ def command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        # All is cleaned up. While Python itself ends, an exception would be printed.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,6 +1,7 @@
 """The packages of programs set up the process before torch is loaded; the libraries never do."""
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -70,3 +71,15 @@ def test_threads_wait_passively_in_every_program() -> None:
 def test_an_import_of_a_library_changes_neither_the_environment_nor_torch() -> None:
     assert python(CHANGES, *modules("lab", "tracking")) == "unchanged"
     assert python(CHANGES, "stages") == "changed"  # the control
+
+
+def test_sigterm_ends_a_program_quietly_even_while_python_ends() -> None:
+    for rest, status in (
+        ("stages.command(end)", 143),
+        ("atexit.register(end); stages.command(lambda: None)", -signal.SIGTERM),
+    ):
+        end = "end = lambda: os.kill(os.getpid(), signal.SIGTERM)"
+        program = f"import atexit, os, signal, stages; {end}; {rest}"
+        command = [sys.executable, "-c", program]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (found.returncode, found.stderr) == (status, ""), rest
