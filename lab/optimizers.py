@@ -4,6 +4,7 @@ A setting's default is PyTorch's. Another optimiser of PyTorch needs a class her
 `AnyOptimizer`.
 """
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,11 +23,15 @@ Betas = Annotated[tuple[Share, Share], Field(strict=False)]
 class _Optimizer(Strict):
     def create(self, parameters: "Iterable[Parameter]", lr: float) -> "Optimizer":
         """PyTorch's optimiser of the same class name, for these parameters."""
-        from torch import optim
+        import torch
 
-        kind = getattr(optim, type(self).__name__)
+        kind = getattr(torch.optim, type(self).__name__)
+        # PyTorch's decorators of these methods load its compiler, which takes as long as PyTorch.
+        names = ("add_param_group", "state_dict", "load_state_dict")
+        methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+        methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
         # foreach: one call for all layers, where each call costs.
-        optimizer: Optimizer = kind(
+        optimizer: Optimizer = type(kind.__name__, (kind,), methods)(
             parameters, lr=lr, foreach=True, **self.model_dump(exclude={"name"})
         )
         return optimizer

@@ -1,6 +1,8 @@
 """Optimisers and schedules are those of the literature, and resume to the same bits."""
 
 import math
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from torch import nn, optim
 
 from tests.lab.trainings import settings, train, without
+from tracking.repository import ROOT
 
 Memory = defaultdict[str, float]  # what an optimiser keeps from step to step, 0 at first
 
@@ -85,6 +88,21 @@ def test_an_optimizer_is_that_of_the_literature_with_pytorchs_defaults(
     default = settings(optimizer=rule.__name__).optimizer.create([weight], 0.1)
     pytorch: Any = type(optimizer)
     assert default.defaults == pytorch([weight], lr=0.1).defaults | {"foreach": True}
+
+
+def test_an_exact_training_does_not_load_pytorchs_compiler() -> None:
+    program = """if True:
+        import sys
+        import torch
+        from tests.lab.trainings import train
+        for name in sys.argv[1:]:
+            train("exact", optimizer=name)
+        print("torch._dynamo" in sys.modules)
+        torch.optim.SGD([torch.ones(1)], 0.1)
+        print("torch._dynamo" in sys.modules)"""
+    command = [sys.executable, "-c", program, *(rule.__name__ for rule in OPTIMIZERS)]
+    printed = subprocess.check_output(command, cwd=ROOT, text=True)
+    assert printed.split() == ["False", "True"]  # the second is the control
 
 
 @pytest.mark.parametrize(("section", "factor"), SCHEDULES, ids=lambda value: str(value)[:20])
