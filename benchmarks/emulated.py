@@ -3,8 +3,8 @@
     python -m benchmarks.emulated                    # all of them
     python -m benchmarks.emulated --only arm64       # one of them
 
-The claim: exact/probe.py ends with one hash on each. Native arithmetic runs beside
-it as the control. Exits with 1 where exact arithmetic differs.
+The claim: exact/probe.py ends with one hash on each, with compiled kernels and without. Native
+arithmetic runs beside it as the control. Exits with 1 where exact arithmetic differs.
 
 Needs Linux on x86-64 and, for the emulated processors, Debian or one of its kin; no root.
 What it fetches stays in one folder. PyPI's builds of PyTorch for x86-64 bring CUDA along,
@@ -16,6 +16,7 @@ import contextlib
 import functools
 import os
 import platform
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -31,15 +32,21 @@ from tracking.repository import ROOT
 
 PYTHON = Path(sys.executable).resolve()  # the interpreter behind the virtual environment
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+ZIG = "0.17.1"
+# What asks for this processor's instructions gets those of the machine.
+COMPILER = """#!/bin/bash
+exec {} "${{@/-march=native/-O3}}"
+"""
 BIN, PACKAGES = Path(sys.executable).parent, Path(sysconfig.get_path("platlib"))
 
 
 class Machine(NamedTuple):
-    """How to start a Python there, and where its torch lies."""
+    """How to start a Python there, where its torch lies, and what compiles for it."""
 
     python: list[str | Path]
     packages: Path
     environment: dict[str, str]
+    compiler: list[str | Path]
 
 
 def call(command: list[str | Path], environment: dict[str, str] | None = None) -> str:
@@ -108,14 +115,24 @@ def torch(work: Path, release: str, processor: str, python: str) -> Path:
     return folder
 
 
+def cross_compiler(work: Path, target: str) -> list[str | Path]:
+    """A C compiler that runs on this machine and compiles for another: the one of Zig."""
+    folder = work / f"zig-{ZIG}"
+    if not folder.exists():
+        with new(folder) as part:
+            call([BIN / "uv", "pip", "install", f"--target={part}", f"ziglang=={ZIG}"])
+    return [folder / "ziglang/zig", "cc", "-target", target]
+
+
 def here(work: Path) -> Machine:
     """This machine as it is."""
-    return Machine([PYTHON], PACKAGES, {})
+    return Machine([PYTHON], PACKAGES, {}, ["cc", "-march=native"])
 
 
 def x86(processor: str, work: Path) -> Machine:
     """An older x86-64 processor."""
-    return Machine([qemu(work, "x86_64"), "-cpu", processor, PYTHON], PACKAGES, {})
+    python = [qemu(work, "x86_64"), "-cpu", processor, PYTHON]
+    return Machine(python, PACKAGES, {}, ["cc", f"-march={processor.lower()}"])
 
 
 def arm64(processor: str, work: Path) -> Machine:
@@ -124,12 +141,13 @@ def arm64(processor: str, work: Path) -> Machine:
     version = (root / "usr/bin/python3").readlink().name.removeprefix("python")
     packages = torch(work, "2.8.0", "aarch64", version)
     python = [qemu(work, "aarch64"), "-cpu", processor, "-L", root, root / "usr/bin/python3"]
-    return Machine(python, packages, {"PYTHONHOME": str(root / "usr")})
+    compiler = cross_compiler(work, "aarch64-linux-gnu")
+    return Machine(python, packages, {"PYTHONHOME": str(root / "usr")}, compiler)
 
 
 def released(release: str, work: Path) -> Machine:
     """This processor with another release of PyTorch."""
-    return Machine([PYTHON], torch(work, release, "x86_64", VERSION), {})
+    return here(work)._replace(packages=torch(work, release, "x86_64", VERSION))
 
 
 MACHINES: dict[str, Callable[[Path], Machine]] = {
@@ -143,26 +161,36 @@ MACHINES: dict[str, Callable[[Path], Machine]] = {
 }
 
 
-def train(machine: Machine, arithmetic: str) -> tuple[str, str]:
-    """The release of PyTorch and the hash of the trained weights."""
+def train(machine: Machine, arithmetic: str, kernels: bool = False) -> tuple[str, str]:
+    """The release of PyTorch and the hash of the trained weights.
+
+    Raises InputError where no kernels can be compiled for the machine, but some are asked for.
+    """
     path = os.pathsep.join([str(ROOT), str(machine.packages)])
     # Nothing of this process's environment, as its settings are meant for this processor.
-    modules = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
-    command = [*machine.python, "-m", "exact.probe", arithmetic]
-    digest, version, *_ = call(command, modules | machine.environment).split()
+    environment = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
+    command = [*machine.python, "-W", "error:exact.compile works", "-m", "exact.probe", arithmetic]
+    with tempfile.TemporaryDirectory() as folder:
+        compiler = Path(folder, "cc")
+        compiler.write_text(COMPILER.format(shlex.join(map(str, machine.compiler))))
+        compiler.chmod(0o700)
+        environment |= {"EXACT_KERNELS": str(int(kernels)), "CC": str(compiler)}
+        environment |= {"XDG_CACHE_HOME": folder, "PATH": os.environ["PATH"]}
+        digest, version, *_ = call(command, environment | machine.environment).split()
     return version, digest
 
 
 def compare(names: Iterable[str], work: Path) -> bool:
-    """Print a row for each machine with both hashes, and tell whether exact's are FROZEN."""
-    print(f"{'machine':12} {'torch':13} {'exact':12} native")
+    """Print a row for each machine with its hashes, and tell whether exact's are FROZEN."""
+    print(f"{'machine':12} {'torch':13} {'exact':12} {'with kernels':12} native")
     exact, native = set(), set()
     for name in names:
         print(f"{name:12}", end=" ", flush=True)
         machine = MACHINES[name](work)
-        version, digest = train(machine, "exact")
-        exact.add(digest)
-        print(f"{version:13} {digest[:10]:12}", end=" ", flush=True)
+        for kernels in (False, True):
+            version, digest = train(machine, "exact", kernels)
+            exact.add(digest)
+            print(digest[:10] if kernels else f"{version:13} {digest[:10]}", end="   ", flush=True)
         _, digest = train(machine, "native")
         native.add(digest)
         print(digest[:10])

@@ -63,11 +63,16 @@ def train(
     model, x = make()
     targets = torch.arange(len(x)) % 10
     optimizer = optimizer_of(model.parameters())
-    for _ in range(STEPS):
+
+    @exact.compile
+    def step() -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(x), targets, label_smoothing=0.1).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+
+    for _ in range(STEPS):
+        step()
     return model
 
 
