@@ -127,8 +127,9 @@ def test_an_accuracy_in_prose_is_that_of_a_results_file_or_published(page: str) 
 
 def test_the_other_machines_computed_the_frozen_hash() -> None:
     table = rows("docs/exactness.md", "machines")
-    assert {exact for _, _, exact, _ in table} - {NOT_RUN} == {FROZEN[:10]}
-    native = {native for _, _, _, native in table} - {NOT_RUN, ""}
+    found = {digest for _, _, *exact, _ in table for digest in exact} - {NOT_RUN, ""}
+    assert found == {FROZEN[:10]}
+    native = {native for *_, native in table} - {NOT_RUN, ""}
     assert len(native) > 1 and FROZEN[:10] not in native
     assert len(table) >= len(emulated.MACHINES)
 
