@@ -4,9 +4,10 @@ A setting's default is PyTorch's. Another optimiser of PyTorch needs a class her
 `AnyOptimizer`.
 """
 
+import functools
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -23,18 +24,26 @@ Betas = Annotated[tuple[Share, Share], Field(strict=False)]
 class _Optimizer(Strict):
     def create(self, parameters: "Iterable[Parameter]", lr: float) -> "Optimizer":
         """PyTorch's optimiser of the same class name, for these parameters."""
-        import torch
-
-        kind = getattr(torch.optim, type(self).__name__)
-        # PyTorch's decorators of these methods load its compiler, which takes as long as PyTorch.
-        names = ("add_param_group", "state_dict", "load_state_dict")
-        methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-        methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
         # foreach: one call for all layers, where each call costs.
-        optimizer: Optimizer = type(kind.__name__, (kind,), methods)(
+        optimizer: Optimizer = _without_compiler(type(self).__name__)(
             parameters, lr=lr, foreach=True, **self.model_dump(exclude={"name"})
         )
         return optimizer
+
+
+@functools.cache
+def _without_compiler(name: str) -> Any:
+    """PyTorch's optimiser of this name, which does not load PyTorch's compiler.
+
+    The decorators of these methods load it, which takes as long as to load PyTorch itself.
+    """
+    import torch
+
+    kind = getattr(torch.optim, name)
+    names = ("add_param_group", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(name, (kind,), methods)
 
 
 class SGD(_Optimizer):

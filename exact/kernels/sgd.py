@@ -1,6 +1,7 @@
 """The kernel of a step of SGD."""
 
 import ctypes
+import inspect
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from exact.kernels.shared_library import fields, library
 
 __all__ = ["update"]
 
+_STEP = inspect.unwrap(SGD.step)  # of a subclass, too, and whatever decorates it
+
 
 class _Weights(ctypes.Structure):
     _fields_ = fields("weights* momentum* grad* n")
@@ -22,7 +25,7 @@ def update(optimizer: Optimizer) -> bool:
     """Do the optimiser's step; False, with nothing done, where there is no kernel for it."""
     compiled = library()
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    if type(optimizer) is not SGD or hooks or compiled is None:
+    if inspect.unwrap(type(optimizer).step) is not _STEP or hooks or compiled is None:
         return False
     updates = [_sgd(group, optimizer.state) for group in optimizer.param_groups]
     if not all(updates):

@@ -1,6 +1,7 @@
 """A kernel's results are the bits of the implementation in PyTorch, or it declines."""
 
 import ctypes
+import inspect
 import math
 import os
 import subprocess
@@ -366,6 +367,18 @@ def test_updates_are_the_same(momentum: float, dampening: float, decay: float) -
         kept = [state.get("momentum_buffer") for state in optimizer.state.values()]
         results.append(bits([p.detach() for p in weights] + [x for x in kept if x is not None]))
     assert results[0] == results[1]
+
+
+def test_a_subclass_of_sgd_is_updated_by_the_kernel_unless_its_step_is_another() -> None:
+    if kernels.library() is None:
+        pytest.skip("no C compiler")
+    original = inspect.unwrap(torch.optim.SGD.step)
+    for step, known in ((torch.no_grad()(original), True), (lambda self: None, False)):
+        weight = nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        optimizer = type("Mine", (torch.optim.SGD,), {"step": step})([weight], 0.5)
+        assert kernels.update(optimizer) is known
+        assert weight.tolist() == [0.5 if known else 1.0] * 3
 
 
 def run(environment: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn, optim
 
+from exact import kernels
 from tests.lab.trainings import settings, train, without
 from tracking.repository import ROOT
 
@@ -103,6 +104,15 @@ def test_an_exact_training_does_not_load_pytorchs_compiler() -> None:
     command = [sys.executable, "-c", program, *(rule.__name__ for rule in OPTIMIZERS)]
     printed = subprocess.check_output(command, cwd=ROOT, text=True)
     assert printed.split() == ["False", "True"]  # the second is the control
+
+
+def test_steps_of_sgd_are_those_of_the_kernel() -> None:
+    if kernels.library() is None:
+        pytest.skip("no C compiler")
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    assert kernels.update(settings().optimizer.create([weight], 0.5))
+    assert weight.tolist() == [0.5] * 3
 
 
 @pytest.mark.parametrize(("section", "factor"), SCHEDULES, ids=lambda value: str(value)[:20])
