@@ -33,7 +33,7 @@ from tracking.repository import ROOT
 PYTHON = Path(sys.executable).resolve()  # the interpreter behind the virtual environment
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 ZIG = "0.17.1"
-# What asks for this processor's instructions gets those of the machine.
+# A compiler for the kernels. They ask for this processor's instructions; the machine may lack them.
 COMPILER = """#!/bin/bash
 exec {} "${{@/-march=native/-O3}}"
 """

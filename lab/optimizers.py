@@ -40,8 +40,8 @@ def _without_compiler(name: str) -> Any:
     import torch
 
     kind = getattr(torch.optim, name)
-    names = ("add_param_group", "state_dict", "load_state_dict")
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    decorated = ("add_param_group", "state_dict", "load_state_dict")
+    methods = {method: inspect.unwrap(getattr(kind, method)) for method in decorated}
     methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
     return type(name, (kind,), methods)
 
