@@ -48,28 +48,25 @@ INLINE void pack_bytes_strided(const int8_t *x, long n, long k, long sn, long sk
 }
 
 /* The same for vectors that are contiguous: squares of four pairs of four vectors are turned. */
-static void pack_rows_of_bytes(const int8_t *x, long n, long k, long sn, int32_t *out) {
+INLINE void pack_rows_of_bytes(const int8_t *x, long n, long k, long sn, int32_t *out) {
     for (long group = 0; group < BYTE_WIDTH; group += 4)
         for (long start = 0; start < k; start += 8) {
-            long length = min(8, k - start);
-            Four x4[4] = {0};
-            for (long v = 0; v < min(4, n - group); v++) {
-                const int8_t *from = x + (group + v) * sn + start;
-                int16_t wide[8] = {0};
-                if (length == 8)
-                    for (long p = 0; p < 8; p++) wide[p] = from[p] + 128;
-                else
-                    for (long p = 0; p < length; p++) wide[p] = from[p] + 128;
-                memcpy(x4 + v, wide, sizeof wide);
-            }
-            transpose(x4);
-            for (long p = 0; p < blocks(length, 2); p++)
-                *(Four *)(out + (start / 2 + p) * BYTE_WIDTH + group) = x4[p];
+            int16_t wide[4][8] = {0};
+            for (long v = group; v < min(group + 4, n); v++)
+                for (long p = 0; p < min(8, k - start); p++)
+                    wide[v - group][p] = x[v * sn + start + p] + 128;
+            Four pairs[4];
+            memcpy(pairs, wide, sizeof wide);
+            transpose(pairs);
+            for (long p = 0; p < blocks(min(8, k - start), 2); p++)
+                *(Four *)(out + (start / 2 + p) * BYTE_WIDTH + group) = pairs[p];
         }
 }
 
 static void pack_bytes(const int8_t *x, long n, long k, long sn, long sk, int32_t *out) {
     if (sn == 1 && n == BYTE_WIDTH) pack_bytes_strided(x, BYTE_WIDTH, k, 1, sk, out);
+    else if (sk == 1 && n == BYTE_WIDTH && k % 8 == 0)
+        pack_rows_of_bytes(x, BYTE_WIDTH, k / 8 * 8, sn, out);
     else if (sk == 1) pack_rows_of_bytes(x, n, k, sn, out);
     else pack_bytes_strided(x, n, k, sn, sk, out);
 }
@@ -98,67 +95,74 @@ static void pack_byte_block(void *product, long block) {
     fail(&t->failed, failed);
 }
 
-/* The sums of the products of pairs start … end, of which at most 2048 fit into an int32. */
-INLINE void multiply_digits(
-    const Product *t, const int32_t *a, const int32_t *b, long start, long end,
-    int32_t high[BYTE_ROWS][BYTE_WIDTH], int32_t low[BYTE_ROWS][BYTE_WIDTH]
+/* Add the product of digits and bytes of n pairs, of which at most 2048 fit into an int32, times the
+   rows' steps. */
+INLINE void add_byte_products(
+    const Product *t, const int32_t *a, const int32_t *b, long n, const double *steps,
+    double results[BYTE_ROWS][BYTE_WIDTH]
 ) {
     Ints highs[BYTE_ROWS][BYTE_VECTORS] = {0}, lows[BYTE_ROWS][BYTE_VECTORS] = {0};
-    for (long p = start; p < end; p++)
+    for (long p = 0; p < n; p++) {
+        Ints bytes[BYTE_VECTORS];
+        for (long v = 0; v < BYTE_VECTORS; v++) {
+            bytes[v] = *(const Ints *)(b + p * BYTE_WIDTH + v * LANES);
+            IN_REGISTER(bytes[v]);
+        }
         for (long i = 0; i < BYTE_ROWS; i++) {
             const int32_t *digits = a + i * t->row + p * t->pair;
-            Ints x = digits[0] - (Ints){0}, y = digits[t->low] - (Ints){0};
-            for (long v = 0; v < BYTE_VECTORS; v++) {
-                Ints bytes = *(const Ints *)(b + p * BYTE_WIDTH + v * LANES);
-                highs[i][v] = dot(highs[i][v], x, bytes);
-                lows[i][v] = dot(lows[i][v], y, bytes);
-            }
+            Ints high = digits[0] - (Ints){0};
+            for (long v = 0; v < BYTE_VECTORS; v++) highs[i][v] = dot(highs[i][v], high, bytes[v]);
+            Ints low = digits[t->low] - (Ints){0};
+            for (long v = 0; v < BYTE_VECTORS; v++) lows[i][v] = dot(lows[i][v], low, bytes[v]);
         }
-    for (long i = 0; i < BYTE_ROWS; i++)
+    }
+    for (long i = 0; i < BYTE_ROWS; i++) {
+        double step = steps[i] / 256;
+        int32_t high[BYTE_WIDTH], low[BYTE_WIDTH];
         for (long v = 0; v < BYTE_VECTORS; v++) {
-            *(Ints *)(high[i] + v * LANES) = highs[i][v];
-            *(Ints *)(low[i] + v * LANES) = lows[i][v];
+            *(Ints *)(high + v * LANES) = highs[i][v];
+            *(Ints *)(low + v * LANES) = lows[i][v];
         }
+        for (long j = 0; j < BYTE_WIDTH; j++) results[i][j] += high[j] * (2048 * step) + low[j] * step;
+    }
 }
+
+enum { BYTE_DEPTH = 256 };  /* pairs, as DEPTH */
 
 static void multiply_byte_block(void *product, long block) {
     Product *t = product;
-    enum { PAIRS = 2048 };
-    long rows = blocks(t->n, BYTE_ROWS), pairs = blocks(t->k, 2);
-    long i0, j0;
-    place(block, rows, blocks(t->m, BYTE_WIDTH), &i0, &j0);
-    i0 *= BYTE_ROWS, j0 *= BYTE_WIDTH;
-    long n = min(BYTE_ROWS, t->n - i0), m = min(BYTE_WIDTH, t->m - j0);
-    long first = t->row == 1 ? i0 % COLUMNS : 0;  /* within a block of columns */
-    const int32_t *a = (int32_t *)t->a_blocks + (i0 - first) * pairs + first;
-    const int32_t *b = (int32_t *)t->b_blocks + j0 * pairs;
-    double totals[BYTE_ROWS][BYTE_WIDTH] = {0};
-    for (long start = 0; start < pairs; start += PAIRS) {
-        int32_t high[BYTE_ROWS][BYTE_WIDTH], low[BYTE_ROWS][BYTE_WIDTH];
-        multiply_digits(t, a, b, start, min(start + PAIRS, pairs), high, low);
-        for (long i = 0; i < BYTE_ROWS; i++)
-            for (long j = 0; j < BYTE_WIDTH; j++)
-                totals[i][j] += high[i][j] * 2048.0 + low[i][j];
+    long rows = blocks(t->n, BYTE_ROWS), pairs = blocks(t->k, 2), i, j;
+    place(block, blocks(rows, GROUP), blocks(t->m, BYTE_WIDTH), &i, &j);
+    i *= GROUP, j *= BYTE_WIDTH;
+    const int32_t *b = (int32_t *)t->b_blocks + j * pairs;
+    double results[GROUP][BYTE_ROWS][BYTE_WIDTH] = {0};
+    for (long p = 0; p < pairs; p += BYTE_DEPTH)
+        for (long g = 0; g < min(GROUP, rows - i); g++) {
+            long row = (i + g) * BYTE_ROWS, first = t->row == 1 ? row % COLUMNS : 0;  /* in its block */
+            const int32_t *a = (int32_t *)t->a_blocks + (row - first) * pairs + first;
+            add_byte_products(t, a + p * t->pair, b + p * BYTE_WIDTH, min(BYTE_DEPTH, pairs - p),
+                              t->steps + row, results[g]);
+        }
+    for (long g = i; g < min(i + GROUP, rows); g++) {
+        long row = g * BYTE_ROWS;
+        store(t, row, j, min(BYTE_ROWS, t->n - row), min(BYTE_WIDTH, t->m - j), results[g - i][0],
+              BYTE_WIDTH);
     }
-    for (long i = 0; i < n; i++) {
-        double step = t->steps[i0 + i] / 256;
-        for (long j = 0; j < BYTE_WIDTH; j++) totals[i][j] *= step;
-    }
-    store(t, i0, j0, n, m, totals[0], BYTE_WIDTH);
 }
 
 static int vector_byte_product(Product *t, long threads) {
     long columns = blocks(t->m, BYTE_WIDTH), pairs = blocks(t->k, 2);
     long by_columns = t->sa_n == 1, size = by_columns ? COLUMNS : BYTE_ROWS;
     long rows = blocks(t->n, size) * size;
-    size_t digits = (size_t)(rows * pairs), bytes = (size_t)(columns * BYTE_WIDTH * pairs);
-    char *memory = malloc((2 * digits + bytes) * sizeof(int32_t) + (size_t)rows * sizeof(double));
+    long bytes = columns * BYTE_WIDTH * pairs, digits = rows * pairs;  /* bytes are loaded as vectors */
+    int32_t *memory = aligned((bytes + 2 * digits) * 4 + rows * (long)sizeof(double));
     if (!memory) return 1;
-    t->steps = (double *)memory, t->a_blocks = t->steps + rows;
-    t->b_blocks = (int32_t *)t->a_blocks + 2 * digits;
-    t->row = by_columns ? 1 : pairs, t->pair = by_columns ? COLUMNS : 1, t->low = (long)digits;
+    t->b_blocks = memory, t->a_blocks = memory + bytes;
+    t->steps = (double *)(memory + bytes + 2 * digits);
+    t->row = by_columns ? 1 : pairs, t->pair = by_columns ? COLUMNS : 1, t->low = digits;
     int failed = pack_and_multiply(t, threads, columns + rows / size, pack_byte_block,
-                                   blocks(t->n, BYTE_ROWS) * columns, multiply_byte_block);
+                                   blocks(blocks(t->n, BYTE_ROWS), GROUP) * columns,
+                                   multiply_byte_block);
     free(memory);
     return failed;
 }

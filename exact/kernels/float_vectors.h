@@ -43,10 +43,10 @@ static void multiply_float_block(void *product, long block) {
 
 static int vector_product(Product *t, long threads) {
     long rows = blocks(t->n, ROWS), columns = blocks(t->m, WIDTH);
-    size_t a_size = (size_t)(rows * ROWS * t->k) * sizeof(double);
-    char *memory = malloc(a_size + (size_t)(columns * WIDTH * t->k) * sizeof(double));
+    long b_size = columns * WIDTH * t->k;  /* first, as it is loaded as vectors */
+    double *memory = aligned((b_size + rows * ROWS * t->k) * (long)sizeof(double));
     if (!memory) return 1;
-    t->a_blocks = memory, t->b_blocks = memory + a_size;
+    t->b_blocks = memory, t->a_blocks = memory + b_size;
     int failed = pack_and_multiply(t, threads, rows + columns, pack_float_block,
                                    blocks(rows, GROUP) * columns, multiply_float_block);
     free(memory);
