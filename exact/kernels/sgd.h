@@ -13,19 +13,31 @@ typedef struct {
 
 enum { UPDATED = 1 << 14 };
 
+/* Of n numbers; momentum and decay are known here, so that the loop has no branches. */
+INLINE void update_numbers(
+    const Update *t, float *restrict weights, float *restrict momentum, const float *restrict grad,
+    long n, int with_momentum, int with_decay
+) {
+    float lr = t->lr, kept = t->momentum, damping = t->damping, decay = t->decay;
+    for (long i = 0; i < n; i++) {
+        float g = grad[i];
+        if (with_decay) g = g + weights[i] * decay;
+        if (with_momentum) g = momentum[i] = momentum[i] * kept + g * damping;
+        weights[i] = weights[i] + g * lr;
+    }
+}
+
 static void update_block(void *update, long block) {
     const Update *t = update;
     const Weights *w = t->weights;
     for (; block >= blocks(w->n, UPDATED); w++) block -= blocks(w->n, UPDATED);
-    for (long i = block * UPDATED; i < min((block + 1) * UPDATED, w->n); i++) {
-        float g = w->grad[i];
-        if (t->decay != 0) g = g + w->weights[i] * t->decay;
-        if (w->momentum) {
-            float damped = t->damping == 1 ? g : g * t->damping;
-            g = w->momentum[i] = w->momentum[i] * t->momentum + damped;
-        }
-        w->weights[i] = w->weights[i] + g * t->lr;
-    }
+    long start = block * UPDATED, n = min(UPDATED, w->n - start);
+    float *weights = w->weights + start, *momentum = w->momentum ? w->momentum + start : NULL;
+    const float *grad = w->grad + start;
+    if (momentum && t->decay != 0) update_numbers(t, weights, momentum, grad, n, 1, 1);
+    else if (momentum) update_numbers(t, weights, momentum, grad, n, 1, 0);
+    else if (t->decay != 0) update_numbers(t, weights, NULL, grad, n, 0, 1);
+    else update_numbers(t, weights, NULL, grad, n, 0, 0);
 }
 
 int sgd(const Weights *weights, long count, const float *settings, long threads) {
