@@ -5,6 +5,7 @@ from outside the step such as a weight. Two recordings are equal if they do the 
 on the same tensors with the same constants.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from exact import registry
 from exact.errors import NotExactError
 
-__all__ = ["Call", "Recording", "Ref", "Update", "map_refs"]
+__all__ = ["Call", "Recording", "Ref", "Update", "map_refs", "numbers"]
 
 _DECIDED_BY_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _MASKS = (torch.bool, torch.uint8)
@@ -69,8 +70,13 @@ class Recording:
 
     def run(self, step: Callable[[], Any]) -> Any:
         """Call the step, whose operations are then reported to `add`; detach its results."""
-        hook = register_module_forward_pre_hook(lambda module, _: self.modules.append(module))
-        with hook:
+        thread = threading.get_ident()
+
+        def note(module: Module, _: Any) -> None:
+            if threading.get_ident() == thread:  # as the hook is for all threads
+                self.modules.append(module)
+
+        with register_module_forward_pre_hook(note):
             results = step()
         self.modules = list(dict.fromkeys(self.modules))
         leaves = [x for x in self.outside.values() if x.requires_grad and x.is_leaf]
@@ -138,7 +144,7 @@ class Recording:
         for mine, theirs in zip(self.steps, other.steps, strict=False):
             if not _same(mine, theirs):
                 return str(mine.operation) if isinstance(mine, Call) else "the optimiser's step"
-            for index in _indices(mine):
+            for index in numbers(tuple(mine)):
                 if self.outside.get(index) is not other.outside.get(index):
                     return f"{getattr(mine, 'operation', mine)}, by a tensor that is new each time"
         if len(self.steps) != len(other.steps) or self.modules != other.modules:
@@ -169,6 +175,13 @@ def map_refs(function: Callable[[Ref], Any], value: Any) -> Any:
     return _mapped(lambda x: function(x) if isinstance(x, Ref) else x, value)
 
 
+def numbers(value: Any) -> list[int]:
+    """Those of the tensors in a value, in order."""
+    found: list[int] = []
+    map_refs(lambda ref: found.append(ref.number), value)
+    return found
+
+
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(function, item) for key, item in value.items()}
@@ -178,12 +191,6 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
             return type(value)(*items)
         return tuple(items) if isinstance(value, tuple) else items
     return function(value)
-
-
-def _indices(step: Call | Update) -> list[int]:
-    found: list[int] = []
-    map_refs(lambda ref: found.append(ref.number), tuple(step))
-    return found
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -1,28 +1,20 @@
 """A recorded training step, repeated with other inputs."""
 
-import functools
+import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from exact import kernels, products, registry
-from exact.recording import Call, Recording, Ref, Update, map_refs
+from exact.parts import Operation
+from exact.program import Program
+from exact.recording import Call, Recording, Ref, Update, numbers
 
 __all__ = ["Replay"]
 
-
-class _Operation(NamedTuple):
-    """A call that is ready to be repeated."""
-
-    kernel: Callable[..., Any] | None  # which returns None where it declines
-    function: Callable[..., Any]
-    args: list[Any]  # None where a tensor belongs
-    tensors: list[tuple[int, int]]  # the places among them, and the numbers of the tensors
-    nested: Any  # arguments with lists of tensors: these and `kwargs`, or None
-    results: Any
-    unused: list[int]  # tensors that no later call needs
+_PROGRAMS = 4  # made anew for other memory, until none is kept
 
 
 class Replay:
@@ -30,9 +22,6 @@ class Replay:
 
     def __init__(self, recording: Recording, had: list[Tensor | None], table: Any) -> None:
         self._recording = recording
-        self._tensors: list[Any] = [None] * recording.size
-        for index, x in recording.outside.items():
-            self._tensors[index] = x
         self._python = self._decided()
         outside = {id(x) for x in recording.outside.values()}
         # Whether each weight had a gradient before, and which, where it is added to.
@@ -40,7 +29,10 @@ class Replay:
             (x, gradient is not None, gradient if id(gradient) in outside else None)
             for (x, _), gradient in zip(recording.gradients, had, strict=True)
         ]
-        self._steps = _ready(recording, table)
+        self._steps, self._changed = _ready(recording, table), _changed(recording)
+        self._programs = _PROGRAMS
+        self._program: Program | None = None
+        self._running = threading.Lock()
 
     def holds(self) -> bool:
         """Whether what Python decided by is still the same."""
@@ -59,73 +51,48 @@ class Replay:
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         """The results of the step for these inputs; gradients are left at the weights."""
-        tensors, recording = self._tensors.copy(), self._recording
-        for number, x in zip(recording.inputs, inputs, strict=True):
-            tensors[number] = x
         with torch.no_grad(), products.computed_by(kernels):
-            for step in self._steps:
-                if isinstance(step, Update):
-                    for x, (index,) in step.gradients:
-                        x.grad = tensors[index]
-                    if not kernels.update(step.optimizer):
-                        step.optimizer.step()
-                else:
-                    with torch._C._DisableTorchDispatch():
-                        _repeat(step, tensors)
-            for x, (index,) in recording.gradients:
-                x.grad = tensors[index]
-        return map_refs(lambda ref: tensors[ref.number], recording.results)
+            if not self._running.acquire(blocking=False):  # another thread has the memory
+                return self._new(keeping=False)(inputs)
+            try:
+                return self._free_program()(inputs)
+            finally:
+                self._running.release()
+
+    def _free_program(self) -> Program:
+        """The last program; a new one where its memory is in use, or that from outside moved."""
+        if self._program is None or not self._program.is_free():
+            self._program = self._new(keeping=self._programs > 0)
+            self._programs -= 1
+        return self._program
+
+    def _new(self, keeping: bool) -> Program:
+        return Program(self._recording, self._steps, self._changed, keeping)
 
 
-def _repeat(operations: list[_Operation], tensors: list[Any]) -> None:
-    for kernel, function, args, places, nested, results, unused in operations:
-        kwargs: dict[str, Any] = {}
-        if nested is not None:
-            args, kwargs = map_refs(lambda ref: tensors[ref.number], nested)
-        else:
-            args = args.copy()
-            for place, number in places:
-                args[place] = tensors[number]
-        found = kernel(*args, **kwargs) if kernel else None
-        if found is None:
-            found = function(*args, **kwargs)
-        if type(results) is Ref:
-            tensors[results.number] = found
-        elif results is not None:
-            _store(results, found, tensors)
-        for number in unused:
-            tensors[number] = None
-
-
-def _store(results: Any, found: Any, tensors: list[Any]) -> None:
-    for result, x in zip(results, found, strict=True):
-        if isinstance(result, Ref):
-            tensors[result.number] = x
-
-
-def _ready(recording: Recording, table: Any) -> list[list[_Operation] | Update]:
+def _ready(recording: Recording, table: Any) -> list[list[Operation] | Update]:
     """Runs of operations between the optimisers' updates, without those that nobody needs."""
-    needed: set[int] = set(recording.outside)  # which are kept
-    used = functools.partial(map_refs, lambda ref: needed.add(ref.number))
-    used(recording.results)
-    used([ref for _, ref in recording.gradients])
-    steps: list[list[_Operation] | Update] = [[]]
+    needed = {*recording.outside, *numbers(recording.results)}
+    needed.update(ref.number for _, ref in recording.gradients)
+    read: set[int] = set()  # by kernels, or a view of it
+    steps: list[list[Operation] | Update] = [[]]
     for step in reversed(recording.steps):
         if isinstance(step, Update):
-            used([ref for _, ref in step.gradients])
+            needed.update(ref.number for _, ref in step.gradients)
             steps += [step, []]
             continue
-        results: set[int] = set()
-        map_refs(lambda ref: results.add(ref.number), step.results)  # noqa: B023
+        results, inputs = set(numbers(step.results)), set(numbers((step.args, step.kwargs)))
         if not (results & needed or _has_effects(step.operation)):
             continue
-        before = set(needed)
-        used([step.args, step.kwargs])
-        unused = (needed | results) - before - set(recording.outside)
+        unused = (inputs | results) - needed
+        needed |= inputs
         operations = steps[-1]
         assert isinstance(operations, list)  # noqa: S101 -- as it was appended
-        operations.append(_operation(step, table[step.operation], sorted(unused)))
-
+        kernel = kernels.find(step.operation)
+        kept = not results.isdisjoint(read)
+        operations.append(_operation(step, kernel, table[step.operation], sorted(unused), kept))
+        if kernel or (kept and step.operation.is_view):
+            read |= inputs
     return [step if isinstance(step, Update) else step[::-1] for step in reversed(steps) if step]
 
 
@@ -133,10 +100,26 @@ def _has_effects(operation: Any) -> bool:
     return bool(operation._schema.is_mutable) or registry.is_random(operation)
 
 
-def _operation(call: Call, function: Callable[..., Any], unused: list[int]) -> _Operation:
+def _operation(
+    call: Call, kernel: Any, function: Callable[..., Any], unused: list[int], kept: bool
+) -> Operation:
     places = [(i, x.number) for i, x in enumerate(call.args) if isinstance(x, Ref)]
-    inner: list[Ref] = []
-    map_refs(inner.append, ([x for x in call.args if not isinstance(x, Ref)], call.kwargs))
+    inner = numbers(([x for x in call.args if not isinstance(x, Ref)], call.kwargs))
     nested = (call.args, call.kwargs) if inner or call.kwargs else None
-    kernel = kernels.find(call.operation)
-    return _Operation(kernel, function, list(call.args), places, nested, call.results, unused)
+    return Operation(call, kernel, function, list(call.args), places, nested, unused, kept)
+
+
+def _changed(recording: Recording) -> set[int]:
+    """The tensors whose memory is written after they are made, or which the step hands out."""
+    calls = [step for step in recording.steps if isinstance(step, Call)]
+    written = {*numbers(recording.results), *numbers([ref for _, ref in recording.gradients])}
+    for call in calls:
+        if call.operation._schema.is_mutable:
+            written.update(numbers((call.args, call.kwargs)))
+    for call in reversed(calls):  # what a view shares, what it is of shares, too
+        if call.operation.is_view and written & set(numbers(call.results)):
+            written.update(numbers(call.args))
+    for call in calls:
+        if call.operation.is_view and written & set(numbers(call.args)):
+            written.update(numbers(call.results))
+    return written

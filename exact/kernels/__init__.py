@@ -4,12 +4,22 @@ They are optional. The implementations in PyTorch are the reference: a kernel ha
 declines, as it does for numbers that are too large for it, and then the reference is called.
 """
 
-from exact.kernels import operations as _operations  # noqa: F401  (registers them)
-from exact.kernels import pooling as _pooling  # noqa: F401
+from exact.kernels import counting, gathering, operations, pooling  # noqa: F401  (registers them)
+from exact.kernels.calls import Calls
 from exact.kernels.convolution import convolve, convolve_gradients
 from exact.kernels.products import multiply
-from exact.kernels.registry import find
+from exact.kernels.registry import KernelCall, find
 from exact.kernels.sgd import update
 from exact.kernels.shared_library import build, library
 
-__all__ = ["build", "convolve", "convolve_gradients", "find", "library", "multiply", "update"]
+__all__ = [
+    "Calls",
+    "KernelCall",
+    "build",
+    "convolve",
+    "convolve_gradients",
+    "find",
+    "library",
+    "multiply",
+    "update",
+]

@@ -1,7 +1,7 @@
 /* Sums, functions, softmax and the losses of classes. */
 
 /* grid.sum of (outer, n, inner) along the middle; divided by `count` unless that is 0. */
-int sum(const float *x, long outer, long n, long inner, long bits, double count, float *out) {
+int sum(const float *x, long outer, long n, long inner, long bits, long count, float *out) {
     enum { WIDE = 64 };
     int failed = 0;
     for (long o = 0; o < outer; o++)
@@ -117,7 +117,7 @@ int softmax(const float *x, long rows, long n, long bits, long logarithm, float 
 }
 
 /* Functions of each number, and their gradients by the function's value y. */
-enum { EXP, SIGMOID, TANH, SIGMOID_BACKWARD, TANH_BACKWARD, MAPPED = 4096 };
+enum { EXP, SIGMOID, TANH, RELU, SIGMOID_BACKWARD, TANH_BACKWARD, RELU_BACKWARD, MAPPED = 4096 };
 
 typedef struct {
     const float *x, *y;
@@ -135,8 +135,10 @@ INLINE float value_of(long function, float x, float y) {
         double far = 1 - 2 / (exp_any(2 * z) + 1), near = z * polynomial(z * z, tanh_terms, 4);
         return (float)(__builtin_fabs(z) < 0.015625 ? near : far);
     }
+    case RELU: return x <= 0 ? 0 : x;  /* NaN for NaN, and 0 for -0 */
     case SIGMOID_BACKWARD: return x * (y * (1 - y));
-    default: return x * (1 - y * y);
+    case TANH_BACKWARD: return x * (1 - y * y);
+    default: return y <= 0 ? 0 : x;
     }
 }
 
@@ -153,8 +155,10 @@ static void map_block(void *map, long block) {
         case EXP: for (long i = 0; i < n; i++) out[i] = value_of(EXP, x[i], 0); break;
         case SIGMOID: for (long i = 0; i < n; i++) out[i] = value_of(SIGMOID, x[i], 0); break;
         case TANH: for (long i = 0; i < n; i++) out[i] = value_of(TANH, x[i], 0); break;
+        case RELU: for (long i = 0; i < n; i++) out[i] = value_of(RELU, x[i], 0); break;
         case SIGMOID_BACKWARD: for (long i = 0; i < n; i++) out[i] = value_of(SIGMOID_BACKWARD, x[i], y[i]); break;
-        default: for (long i = 0; i < n; i++) out[i] = value_of(TANH_BACKWARD, x[i], y[i]);
+        case TANH_BACKWARD: for (long i = 0; i < n; i++) out[i] = value_of(TANH_BACKWARD, x[i], y[i]); break;
+        default: for (long i = 0; i < n; i++) out[i] = value_of(RELU_BACKWARD, x[i], y[i]);
         }
 }
 

@@ -32,3 +32,12 @@ int gather_bytes(
     each(blocks(rows, GATHERED), useful(threads, 4.0 * rows * n), gather_block, &gather);
     return 0;
 }
+
+/* Rows of `size` bytes, of any type. */
+int gather_rows(const char *x, long length, const int64_t *index, long rows, long size, char *out) {
+    for (long i = 0; i < rows; i++, out += size) {
+        if ((uint64_t)index[i] >= (uint64_t)length) return 1;
+        memcpy(out, x + index[i] * size, (size_t)size);
+    }
+    return 0;
+}

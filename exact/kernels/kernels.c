@@ -16,4 +16,6 @@ for it (2^110 and more, infinity, NaN), labels or indices are out of range, or m
 #include "pooling.h"
 #include "functions.h"
 #include "gathering.h"
+#include "counting.h"
 #include "sgd.h"
+#include "calls.h"

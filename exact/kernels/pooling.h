@@ -47,7 +47,7 @@ static void pool_plane(void *pooling, long plane) {
 }
 
 /* Means of windows without padding, `count` numbers each, as grid.sum and a division. */
-int average_pool(const Pooling *t, long bits, double count) {
+int average_pool(const Pooling *t, long bits, long count) {
     long terms = t->kernel_y * t->kernel_x;
     float *out = t->out;
     for (long i = 0; i < t->planes * t->out_height; i++) {
@@ -69,13 +69,13 @@ int average_pool(const Pooling *t, long bits, double count) {
 }
 
 /* Each gradient, divided, at all inputs of its window, for windows that do not overlap. */
-int average_pool_backward(const Pooling *t, double count) {
+int average_pool_backward(const Pooling *t, long count) {
     const float *grad = t->x;
     memset(t->out, 0, (size_t)(t->planes * t->height * t->width) * sizeof *t->out);
     for (long i = 0; i < t->planes * t->out_height; i++) {
         float *rows = t->out + (i / t->out_height * t->height + i % t->out_height * t->stride_y) * t->width;
         for (long j = 0; j < t->out_width; j++) {
-            float share = (float)(*grad++ / count + 0.0);
+            float share = (float)((double)*grad++ / count + 0.0);
             for (long y = 0; y < t->kernel_y; y++)
                 for (long k = 0; k < t->kernel_x; k++)
                     rows[y * t->width + j * t->stride_x + k] = share;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exact import grid
-from exact.kernels.registry import is_plain, kernel
+from exact.kernels.registry import KernelCall, is_plain, kernel
 from exact.kernels.shared_library import fields
 from exact.operations.convolution import Windows, expanded, output_size
 
@@ -29,7 +29,7 @@ def _max_pool(
     padding: Any = 0,
     dilation: Any = 1,
     ceil: bool = False,
-) -> tuple[Tensor, Tensor] | None:
+) -> KernelCall | None:
     if ceil or x.dim() != 4 or not is_plain(x):
         return None
     size = expanded(kernel, 2)
@@ -40,7 +40,9 @@ def _max_pool(
     out, index = torch.empty(shape), torch.empty(shape, dtype=torch.int64)
     call = _call(x.shape, shape, size, windows)
     call.x, call.out, call.index = x.data_ptr(), out.data_ptr(), index.data_ptr()
-    return None if library.max_pool(ctypes.byref(call), torch.get_num_threads()) else (out, index)
+    return KernelCall(
+        library.max_pool, (ctypes.addressof(call), torch.get_num_threads()), (out, index), call
+    )
 
 
 def _call(x: torch.Size, out: torch.Size, size: list[int], windows: Windows) -> _Pooling:
@@ -59,7 +61,7 @@ def _average_pool(
     ceil: bool = False,
     count_padding: bool = True,
     divisor: int | None = None,
-) -> Tensor | None:
+) -> KernelCall | None:
     if ceil or x.dim() != 4 or not is_plain(x) or any(expanded(padding, 2)):
         return None
     size, windows = expanded(kernel, 2), Windows.over(2, stride or kernel, 0, 1)
@@ -68,8 +70,8 @@ def _average_pool(
         return None
     out, call, terms = torch.empty(shape), _call(x.shape, shape, size, windows), math.prod(size)
     call.x, call.out = x.data_ptr(), out.data_ptr()
-    failed = library.average_pool(ctypes.byref(call), grid.sum_bits(terms), divisor or terms)
-    return None if failed else out
+    arguments = ctypes.addressof(call), grid.sum_bits(terms), divisor or terms
+    return KernelCall(library.average_pool, arguments, out, call)
 
 
 @kernel("avg_pool2d_backward")
@@ -83,7 +85,7 @@ def _average_pool_backward(
     ceil: bool,
     count_padding: bool,
     divisor: int | None,
-) -> Tensor | None:
+) -> KernelCall | None:
     size, windows = expanded(kernel, 2), Windows.over(2, stride or kernel, 0, 1)
     if windows.overlap(size) or ceil or any(expanded(padding, 2)):
         return None
@@ -91,8 +93,8 @@ def _average_pool_backward(
         return None
     out, call = torch.empty(x.shape), _call(x.shape, grad.shape, size, windows)
     call.x, call.out = grad.data_ptr(), out.data_ptr()
-    library.average_pool_backward(ctypes.byref(call), divisor or math.prod(size))
-    return out
+    arguments = ctypes.addressof(call), divisor or math.prod(size)
+    return KernelCall(library.average_pool_backward, arguments, out, call)
 
 
 @kernel("max_pool2d_with_indices_backward")
@@ -106,7 +108,7 @@ def _max_pool_backward(
     dilation: Any,
     ceil: bool,
     indices: Tensor,
-) -> Tensor | None:
+) -> KernelCall | None:
     windows = Windows.over(2, stride or kernel, padding, dilation)
     if (
         windows.overlap(expanded(kernel, 2))
@@ -116,8 +118,5 @@ def _max_pool_backward(
         return None
     out = torch.empty(x.shape)
     planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
-    pointers = grad.data_ptr(), indices.data_ptr()
-    failed = library.max_pool_backward(
-        *pointers, planes, grad.numel() // planes, size, out.data_ptr()
-    )
-    return None if failed else out
+    arguments = grad.data_ptr(), indices.data_ptr(), planes, grad.numel() // planes, size
+    return KernelCall(library.max_pool_backward, (*arguments, out.data_ptr()), out)

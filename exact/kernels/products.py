@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from exact.bytes import signed_bytes
-from exact.kernels.registry import is_float, is_plain, kernel
+from exact.kernels.registry import KernelCall, is_float, is_plain, kernel
 from exact.kernels.shared_library import fields, library
 from exact.products import product_bits
 
@@ -22,17 +22,17 @@ class _Product(ctypes.Structure):
 
 
 @kernel("mm")
-def _mm(library: Any, a: Tensor, b: Tensor) -> Tensor | None:
+def _mm(library: Any, a: Tensor, b: Tensor) -> KernelCall | None:
     return _product(library, a, b, None)
 
 
 @kernel("addmm")
-def _addmm(library: Any, bias: Tensor, a: Tensor, b: Tensor, **factors: float) -> Tensor | None:
+def _addmm(library: Any, bias: Tensor, a: Tensor, b: Tensor, **factors: float) -> KernelCall | None:
     plain = bias.dim() == 1 and bias.shape[0] == b.shape[-1] and is_plain(bias)
     return _product(library, a, b, bias) if plain and not factors else None
 
 
-def _product(library: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None:
+def _product(library: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> KernelCall | None:
     if not (a.dim() == b.dim() == 2 and is_float(a, b) and a.numel() and b.numel()):
         return None
     (n, k), m = a.shape, b.shape[1]
@@ -49,8 +49,9 @@ def _product(library: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor 
         product.bias_n = 1
     product.bias = None if bias is None else bias.data_ptr()
     multiply = library.float_product if a_bytes is b_bytes is None else library.byte_product
-    failed = multiply(ctypes.byref(product), torch.get_num_threads())
-    return None if failed else out
+    # Kept: transposed bytes, which may be new ones, and the structure.
+    kept = product, a_bytes, b_bytes
+    return KernelCall(multiply, (ctypes.addressof(product), torch.get_num_threads()), out, kept)
 
 
 def _call(a: Tensor, b: Tensor, out: Tensor, bits: tuple[int, int]) -> _Product:

@@ -125,19 +125,25 @@ def _prepared(found: ctypes.CDLL) -> ctypes.CDLL:
         "convolve_gradients": (c_void_p, c_long),
         "max_pool": (c_void_p, c_long),
         "max_pool_backward": (floats, integers, c_long, c_long, c_long, floats),
-        "sum": (floats, c_long, c_long, c_long, c_long, c_double, floats),
+        "sum": (floats, c_long, c_long, c_long, c_long, c_long, floats),
         "norm": (floats, c_long, c_long, floats),
-        "average_pool": (c_void_p, c_long, c_double),
-        "average_pool_backward": (c_void_p, c_double),
+        "average_pool": (c_void_p, c_long, c_long),
+        "average_pool_backward": (c_void_p, c_long),
         "map": (c_long, floats, floats, c_long, floats, c_long),
         "softmax": (floats, c_long, c_long, c_long, c_long, floats),
         "log_softmax_backward": (floats, floats, c_long, c_long, c_long, floats),
         "nll_loss": (floats, integers, c_long, c_long, c_int64, floats),
         "nll_loss_backward": (floats, c_long, integers, c_long, c_long, c_int64, floats),
         "gather_bytes": (integers, c_long, integers, c_long, c_long, integers, floats, c_long),
+        "gather_rows": (c_void_p, c_long, integers, c_long, c_long, c_void_p),
+        "argmax": (floats, c_long, c_long, integers),
+        "equal": (integers, integers, c_long, c_void_p),
+        "count": (c_void_p, c_long, integers),
         "sgd": (c_void_p, c_long, floats, c_long),
+        "run": (c_void_p, c_long, c_long),
     }.items():
         getattr(found, name).argtypes = kinds
+    found.run.restype = c_long
     return found
 
 

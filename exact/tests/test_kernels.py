@@ -57,7 +57,8 @@ def reference(name: str, *args: Any) -> Any:
 
 
 def kernel(library: ctypes.CDLL, name: str, *args: Any) -> Any:
-    return kernels.registry.KERNELS[registry.named(name)](library, *args)
+    found = kernels.registry.KERNELS[registry.named(name)](library, *args)
+    return found() if isinstance(found, kernels.KernelCall) else found
 
 
 def same(library: ctypes.CDLL, name: str, *args: Any) -> bool:
@@ -233,6 +234,27 @@ def test_numbers_that_are_too_large_are_left_to_the_reference(library: Any, valu
     assert not same(library, "linalg_vector_norm", a)
     assert same(library, "_log_softmax", a, 1, False) is (value == -math.inf)
     assert not same(library, "_log_softmax_backward_data", a, a, 1, torch.float32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=SIZES, m=SIZES, seed=st.integers(0, 99))
+def test_rectified_numbers_their_gradients_and_counts_are_the_same(
+    library: Any, n: int, m: int, seed: int
+) -> None:
+    x, grad = numbers((n, m), 3, seed).round(), numbers((n, m), 3, seed + 1)
+    assert same(library, "argmax", x, 1)  # of several that are the largest, too
+    x.view(-1)[0] = grad.view(-1)[-1] = [0.0, -0.0, math.inf, -math.inf, math.nan][seed % 5]
+    assert same(library, "relu", x)
+    assert same(library, "threshold_backward", grad, x, 0)
+    assert not same(library, "threshold_backward", grad, x, 1)
+    assert same(library, "argmax", x, -1) is not bool(x.isnan().any())
+    labels = torch.arange(n) % 3
+    assert same(library, "eq.Tensor", labels, labels.flip(0))
+    assert same(library, "sum", labels == labels.flip(0))
+    chosen = torch.arange(0, n, 2).flip(0)
+    assert same(library, "index_select", labels, 0, chosen)
+    assert not same(library, "index_select", x, 0, chosen)
+    assert kernel(library, "index_select", labels, 0, chosen + n) is None
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,0 +1,102 @@
+"""The parts of a program: operations that are repeated, by Python or by the library of kernels."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from exact import kernels
+from exact.recording import Call, Ref, map_refs
+
+__all__ = ["Operation", "Prepared", "Repeated", "copied", "store"]
+
+
+class Operation(NamedTuple):
+    """A call that is ready to be repeated."""
+
+    call: Call
+    kernel: Callable[..., Any] | None  # as kernels.find returns it
+    function: Callable[..., Any]
+    args: list[Any]  # None where a tensor belongs
+    tensors: list[tuple[int, int]]  # the places among them, and the numbers of the tensors
+    nested: Any  # arguments with lists of tensors: these and the keywords, or None
+    unused: list[int]  # tensors that no later call needs
+    kept: bool  # whether a kernel reads the results
+
+    def arguments(self, tensors: list[Any]) -> Any:
+        """The arguments and keywords, of the tensors by number."""
+        if self.nested is not None:
+            return map_refs(lambda ref: tensors[ref.number], self.nested)
+        args = self.args.copy()
+        for place, number in self.tensors:
+            args[place] = tensors[number]
+        return args, {}
+
+
+class Repeated(NamedTuple):
+    """An operation that Python calls."""
+
+    operation: Operation
+    kept: tuple[tuple[int, Tensor], ...] = ()  # the results that are copied, and to where
+
+    def __call__(self, tensors: list[Any]) -> None:
+        """Find its tensors by their numbers, and put its results there."""
+        operation = self.operation
+        args, kwargs = operation.arguments(tensors)
+        found = operation.kernel(*args, **kwargs) if operation.kernel else None
+        if isinstance(found, kernels.KernelCall):
+            found = found()
+        if found is None:
+            found = operation.function(*args, **kwargs)
+        if type(operation.call.results) is Ref:
+            tensors[operation.call.results.number] = found
+        else:
+            store(operation.call.results, found, tensors)
+        for number, x in self.kept:
+            tensors[number] = x.copy_(tensors[number])
+        for number in operation.unused:
+            tensors[number] = None
+
+
+class Prepared:
+    """Operations that are one call of the library."""
+
+    def __init__(self, operations: list[Operation], calls: list[kernels.KernelCall]) -> None:
+        self._operations, self._calls = operations, calls
+        self._together: kernels.Calls | None = None
+
+    def extend(self, other: "Prepared") -> None:
+        """Let those of the other follow."""
+        self._operations += other._operations
+        self._calls += other._calls
+
+    def __call__(self, tensors: list[Any]) -> None:
+        """Write the results; `tensors` by number, for what the kernels decline."""
+        if self._together is None:
+            self._together = kernels.Calls(self._calls)
+        at = 0
+        while (at := self._together.run(at)) < len(self._calls):
+            operation = self._operations[at]
+            args, kwargs = operation.arguments(tensors)
+            copied(self._calls[at].results, operation.function(*args, **kwargs))
+            at += 1
+
+
+def copied(to: Any, results: Any) -> Any:
+    """The results, in the memory of other tensors."""
+    for x, result in zip(_listed(to), _listed(results), strict=True):
+        x.copy_(result)
+    return to
+
+
+def _listed(results: Any) -> Any:
+    return [results] if isinstance(results, Tensor) else results
+
+
+def store(results: Any, found: Any, tensors: list[Any]) -> None:
+    """Put what was found where its numbers say."""
+    if isinstance(results, Ref):
+        tensors[results.number] = found
+    elif results is not None:
+        for result, x in zip(results, found, strict=True):
+            store(result, x, tensors)

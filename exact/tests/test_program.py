@@ -1,0 +1,182 @@
+"""A repeated step uses the same memory again, and nobody outside can tell."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import exact
+from exact.program import Program
+from exact.tests.oracle import bits
+
+G = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(0, 256, (40, 12), generator=G).to(torch.uint8)
+LABELS = torch.randint(0, 3, (40,), generator=G)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def both(function: Callable[[Callable[[Any], Any]], Any]) -> None:
+    """Compare the bits that the function returns, given exact.compile, with those without."""
+    found = []
+    for compiled in (exact.compile, lambda step: step):
+        with exact.mode(seed=1):
+            found.append(bits(function(compiled)))
+    assert [a == b for a, b in zip(*found, strict=True)] == [True] * len(found[0])
+
+
+def training(
+    compiled: Any,
+    seen: Callable[[int, nn.Module, dict[str, Tensor]], None],
+    momentum: float = 0.9,
+) -> Any:
+    """What seven steps leave; `seen` is called after each."""
+    model, images = network(), exact.from_bytes(IMAGES)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum)
+
+    def step(batch: Tensor) -> dict[str, Tensor]:
+        outputs = model(images.index_select(0, batch))
+        losses = F.cross_entropy(outputs, LABELS.index_select(0, batch), reduction="none")
+        loss = losses.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss, "outputs": outputs}
+
+    step = compiled(step)
+    for number in range(7):
+        seen(number, model, step(torch.arange(number, number + 9)))
+    return [*model.state_dict().values(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda model, results: [x.detach() for x in results.values()],
+        lambda model, results: [p.grad for p in model.parameters()][:1],
+        lambda model, results: [p.grad.view(-1)[:2] for p in model.parameters()],
+    ],
+    ids=["results", "gradients", "views"],
+)
+def test_what_a_step_returned_and_its_gradients_stay_as_they_were(of: Any) -> None:
+    def kept(compiled: Any) -> Any:
+        held: list[Tensor] = []
+        left = training(compiled, lambda _, model, results: held.extend(of(model, results)))
+        return [*left, *held]
+
+    both(kept)
+
+
+def test_what_is_done_to_results_and_gradients_does_not_matter_to_the_next_step() -> None:
+    def changed(number: int, model: nn.Module, results: dict[str, Tensor]) -> None:
+        for x in (*results.values(), *(p.grad for p in model.parameters())):
+            if number < 6 and x is not None:
+                x.fill_(torch.nan)
+
+    both(lambda compiled: training(compiled, changed))
+
+
+def test_weights_may_move() -> None:
+    def moved(number: int, model: nn.Module, results: dict[str, Tensor]) -> None:
+        for p in model.parameters():
+            p.data = (p.data + number).t().contiguous().t() if number % 2 else p.data.clone()
+
+    both(lambda compiled: training(compiled, moved))
+
+
+def test_weights_that_are_not_finite_and_are_so_again() -> None:
+    def spoiled(number: int, model: nn.Module, results: dict[str, Tensor]) -> None:
+        weights = next(iter(model.parameters())).data
+        if number == 3:
+            weights[0, 0] = torch.inf
+        elif number == 4:
+            for x in (*model.state_dict().values(),):
+                x.nan_to_num_(0.5, 0.5, 0.5)
+
+    both(lambda compiled: training(compiled, spoiled, momentum=0))
+
+
+@pytest.mark.parametrize("made", [torch.zeros_like, torch.ones_like, lambda x: torch.arange(6.0)])
+def test_a_constant_that_is_changed_or_handed_out_is_made_anew(made: Any) -> None:
+    def added(compiled: Any) -> Any:
+        def step(x: Tensor) -> Any:
+            total, given, seen = made(x), made(x).view(2, 3), made(x) * 2
+            total.view(2, 3)[0] += x.view(2, 3)[1]
+            return total, given, (seen + x).exp()
+
+        step, found = compiled(step), []
+        for number in range(5):
+            results = step(torch.arange(6.0) + number)
+            found += [x.clone() for x in results]
+            results[1].fill_(9)
+        return found
+
+    both(added)
+
+
+def test_an_argument_may_be_changed_and_handed_out() -> None:
+    def changed(compiled: Any) -> Any:
+        def step(x: Tensor, y: Tensor) -> Any:
+            x.view(2, 3)[0].add_(1)
+            return x.exp(), y.exp(), y.view(3, 2)
+
+        step, found = compiled(step), []
+        for number in range(5):
+            x, y = torch.arange(6.0) + number, torch.arange(6.0) - number
+            found += [*step(x, y), x]
+            found[-2].mul_(2)
+            found.append(y)
+        return found
+
+    both(changed)
+
+
+def test_threads_may_repeat_a_step_at_once() -> None:
+    model, images = network(), exact.from_bytes(IMAGES)
+    forward = exact.compile(lambda x: model(x).softmax(1))
+    with exact.mode(), torch.no_grad():
+        expected = [model(images[n : n + 9]).softmax(1) for n in range(8)]
+    wrong: list[int] = []
+
+    def serve(n: int) -> None:
+        with exact.mode(), torch.no_grad():
+            for _ in range(60):
+                if not torch.equal(forward(images[n : n + 9].clone()), expected[n]):
+                    wrong.append(n)
+
+    threads = [threading.Thread(target=serve, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_is_small_and_has_a_kernel_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if exact.kernels.library() is None:
+        pytest.skip("no C compiler")
+    programs: list[Program] = []
+    original = Program._prepare
+
+    def prepare(self: Program, *args: Any) -> None:
+        programs.append(self)
+        original(self, *args)
+
+    monkeypatch.setattr(Program, "_prepare", prepare)
+    with exact.mode(seed=1):
+        training(exact.compile, lambda *_: None)
+    (program,) = programs  # for all steps
+    repeated = [
+        part.operation.call.operation.name()
+        for group in program._parts
+        if isinstance(group, list)
+        for part in group
+        if hasattr(part, "operation")
+    ]
+    assert repeated == []
