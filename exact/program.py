@@ -48,17 +48,28 @@ class Program:
         self._size = 0  # bytes of its memory
         self._parts: list[list[Repeated | Prepared] | Update] = []  # once it has run
         self._gradients: list[tuple[Tensor, Any]] = []  # weights, and the memory of their gradients
+        updates = [step for step in steps if isinstance(step, Update)]
+        left, found = (
+            [(id(x), number) for x, number in gradients]
+            for gradients in (recording.gradients, updates[-1].gradients if updates else [])
+        )
+        self._leaves_others = left != found  # gradients than the last update finds, as by zero_grad
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         """The results of the step for these inputs; gradients are left at the weights."""
         tensors = self._tensors.copy()
         for number, x in zip(self._recording.inputs, inputs, strict=True):
             tensors[number] = x
-        if self._parts:
-            self._run(tensors)
-        else:
+        first = not self._parts
+        if first:
             self._prepare(tensors)
-        self._leave(self._recording.gradients, tensors)
+        else:
+            self._run(tensors)
+        if first or self._leaves_others:
+            for step in self._steps:
+                for x, _ in step.gradients if isinstance(step, Update) else ():
+                    x.grad = None
+            self._leave(self._recording.gradients, tensors)
         with torch._C._DisableTorchDispatch():
             return map_refs(
                 lambda ref: self._outside(ref.number, tensors, Tensor.clone),

@@ -158,7 +158,7 @@ def train(
     evaluated = model._replace(network=average.module) if average else model
     forward = group.replicated(network) if group else network
 
-    def take_step(batch: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    def take_step(batch: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Update the weights; return the mean loss, and the number of correct predictions."""
         mine = group.part(batch) if group else batch
         features = train.features.index_select(0, mine)  # several times as fast as [mine]
@@ -176,10 +176,11 @@ def train(
         network.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss, correct(outputs, targets) if classify else 0
+        return loss, correct(outputs, targets) if classify else None
 
+    number: Callable[[Tensor], Any] = Tensor.tolist  # not dispatched, so faster than .item()
     if group:  # whose tensors are of a kind that only the mode computes
-        predict = partial(group.predict, evaluated)
+        number, predict = Tensor.item, partial(group.predict, evaluated)
     else:
         take_step = exact.compile(take_step)
         predict = partial(evaluated.predict, forward=exact.compile(evaluated.network))
@@ -208,12 +209,12 @@ def train(
                 if average:
                     average.update_parameters(network)
 
-                value = loss.item()
+                value = number(loss)
                 _require_finite(value, f"step {at.step + 1}", at, lr)
                 at.step += 1
                 at.examples += len(batch)
                 at.loss_sum += value * len(batch)
-                at.correct += int(right)
+                at.correct += 0 if right is None else number(right)
                 if at.step % NORM_EVERY == 1:
                     for name, layer in watched.items():
                         at.norms.setdefault(name, []).append(_gradient_norm(layer, norm))

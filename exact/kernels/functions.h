@@ -1,4 +1,4 @@
-/* Sums, functions, softmax and the losses of classes. */
+/* Sums, norms and functions. */
 
 /* grid.sum of (outer, n, inner) along the middle; divided by `count` unless that is 0. */
 int sum(const float *x, long outer, long n, long inner, long bits, long count, float *out) {
@@ -40,23 +40,26 @@ INLINE double polynomial(double x, const double *terms, int n) {
     return result;
 }
 
-/* e^x of [-800, 800]: e^r, and the exponent of two. */
-INLINE double exp_parts(double x, long *k) {
-    double whole = __builtin_rint(x * LOG2_E);
-    *k = (long)whole;
+/* e^x of [-800, 800]: e^r, and the exponent of two, which is rounded by the place of the last bit, as
+   AVX2 has vectors of this, but none of conversions to int64. */
+INLINE double exp_parts(double x, int64_t *k) {
+    const double integers = 1.5 * 4503599627370496;  /* 2^52: as large, only integers are numbers */
+    double rounded = x * LOG2_E + integers, whole = rounded - integers;
+    *k = bits64(rounded) - bits64(integers);
     return polynomial((x - whole * LN2_HIGH) - whole * LN2_LOW, exp_terms, EXP_TERMS);
 }
 
 INLINE double exp_normal(double x) {
-    long k;
+    int64_t k;
     double part = exp_parts(x, &k);
     return part * power_of_two(k);
 }
 
 INLINE double exp_any(double x) {
-    long k;
+    int64_t k;
     double part = exp_parts(x < -800 ? -800 : x > 800 ? 800 : x, &k);
-    return part * power_of_two(k >> 1) * power_of_two(k - (k >> 1));
+    int64_t half = (int64_t)((uint64_t)(k + 2048) >> 1) - 1024;  /* rounded down */
+    return part * power_of_two(half) * power_of_two(k - half);
 }
 
 INLINE double log_normal(double x) {
@@ -87,32 +90,6 @@ int norm(const float *x, long n, long bits, float *out) {
             totals[i] += ((double)x[start + i] * x[start + i] + shift) - shift;
     for (long i = 0; i < SUMS; i++) total += totals[i];
     *out = total ? (float)square_root(total) : 0;
-    return 0;
-}
-
-/* Of rows with n numbers each, the softmax or its logarithm. Some numbers of a row may be -inf. */
-int softmax(const float *x, long rows, long n, long bits, long logarithm, float *out) {
-    const int32_t minus_infinity = bits_of(-__builtin_inff());
-    int failed = 0;
-    double shift = n <= 2 ? 0 : shift_of(1, bits);
-    for (long i = 0; i < rows; i++, x += n, out += n) {
-        float top = x[0];
-        for (long j = 1; j < n; j++) top = x[j] > top ? x[j] : top;
-        failed |= magnitude(top) >= TOO_LARGE;
-        for (long j = 0; j < n; j++)
-            failed |= (magnitude(x[j]) >= TOO_LARGE) & (bits_of(x[j]) != minus_infinity);
-        if (failed) return 1;
-        double total = 0;
-        for (long j = 0; j < n; j++) {
-            double shifted = (double)x[j] - top;
-            total += (exp_normal(shifted > -700 ? shifted : -700) + shift) - shift;
-        }
-        double log = log_normal(total);
-        for (long j = 0; j < n; j++) {
-            double value = ((double)x[j] - top) - log;
-            out[j] = (float)(logarithm ? value : exp_any(value));
-        }
-    }
     return 0;
 }
 
@@ -166,39 +143,4 @@ int map(long function, const float *x, const float *y, long n, float *out, long 
     Map map = {x, y, out, n, function, 0};
     each(blocks(n, MAPPED), useful(threads, 32.0 * n), map_block, &map);
     return map.failed;
-}
-
-int log_softmax_backward(
-    const float *grad, const float *output, long rows, long n, long bits, float *out
-) {
-    int failed = 0;
-    for (long i = 0; i < rows; i++, grad += n, output += n, out += n) {
-        int32_t max;
-        failed |= largest(output, 1, n, 0, 1, 1, &max);
-        failed |= largest(grad, 1, n, 0, 1, 1, &max);
-        double total = 0, shift = n <= 2 ? 0 : shift_of(scale_of(max), bits);
-        for (long j = 0; j < n; j++) total += snap(grad[j], shift);
-        for (long j = 0; j < n; j++) out[j] = (float)((double)grad[j] - exp_any(output[j]) * total);
-    }
-    return failed;
-}
-
-/* Minus the number at the label in each row, 0 where the label is `ignored`. */
-int nll_loss(const float *x, const int64_t *labels, long rows, long n, int64_t ignored, float *out) {
-    for (long i = 0; i < rows; i++) {
-        if (labels[i] != ignored && (uint64_t)labels[i] >= (uint64_t)n) return 1;
-        out[i] = labels[i] == ignored ? 0 : -x[i * n + labels[i]];
-    }
-    return 0;
-}
-
-int nll_loss_backward(
-    const float *grad, long stride, const int64_t *labels, long rows, long n, int64_t ignored, float *out
-) {
-    memset(out, 0, (size_t)(rows * n) * sizeof *out);
-    for (long i = 0; i < rows; i++) {
-        if (labels[i] != ignored && (uint64_t)labels[i] >= (uint64_t)n) return 1;
-        if (labels[i] != ignored) out[i * n + labels[i]] = -grad[i * stride];
-    }
-    return 0;
 }

@@ -15,6 +15,7 @@ for it (2^110 and more, infinity, NaN), labels or indices are out of range, or m
 #include "convolution_gradients.h"
 #include "pooling.h"
 #include "functions.h"
+#include "softmax.h"
 #include "gathering.h"
 #include "counting.h"
 #include "sgd.h"

@@ -82,6 +82,22 @@ def test_what_is_done_to_results_and_gradients_does_not_matter_to_the_next_step(
     both(lambda compiled: training(compiled, changed))
 
 
+def test_gradients_that_a_step_clears_are_gone() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    @exact.compile
+    def step(x: Tensor) -> None:
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with exact.mode():
+        for number in range(5):
+            step(torch.ones(3, 12) * number)
+            assert all(p.grad is None for p in model.parameters())
+
+
 def test_weights_may_move() -> None:
     def moved(number: int, model: nn.Module, results: dict[str, Tensor]) -> None:
         for p in model.parameters():
