@@ -39,24 +39,41 @@ static int digits_of_columns(
 
 /* Bytes, given as byte - 128: bytes p and p + 1 of vector v as out[p / 2 * BYTE_WIDTH + v]. */
 INLINE void pack_bytes_strided(const int8_t *x, long n, long k, long sn, long sk, int32_t *out) {
-    for (long p = 0; p < k; p += 2, out += BYTE_WIDTH) {
-        for (long v = 0; v < n; v++) out[v] = x[v * sn + p * sk] + 128;
-        for (long v = n; v < BYTE_WIDTH; v++) out[v] = 0;
-        if (p + 1 < k)
-            for (long v = 0; v < n; v++) out[v] |= (x[v * sn + (p + 1) * sk] + 128) << 16;
-    }
+    for (long p = 0; p < k; p += 2, out += BYTE_WIDTH)
+        for (long v = 0; v < BYTE_WIDTH; v++) {
+            const int8_t *byte = x + v * sn + p * sk;
+            out[v] = v < n ? pair(*byte + 128, p + 1 < k ? byte[sk] + 128 : 0) : 0;
+        }
+}
+
+/* LANES bytes plus 128. By way of int16, as GCC has no vectors for the direct way. */
+INLINE Ints widened(const int8_t *x) {
+    typedef int8_t Bytes __attribute__((vector_size(LANES)));
+    typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
+    Bytes bytes;
+    memcpy(&bytes, x, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Shorts), Ints) + 128;
+}
+
+/* The same for as many vectors as a block has, next to each other. */
+INLINE void pack_columns_of_bytes(const int8_t *x, long k, long sk, int32_t *out) {
+    for (long p = 0; p < k; p += 2, x += 2 * sk)
+        for (long v = 0; v < BYTE_WIDTH; v += LANES, out += LANES)
+            *(Ints *)out = widened(x + v) | (p + 1 < k ? widened(x + sk + v) << 16 : (Ints){0});
 }
 
 /* The same for vectors that are contiguous: squares of four pairs of four vectors are turned. */
 INLINE void pack_rows_of_bytes(const int8_t *x, long n, long k, long sn, int32_t *out) {
+    typedef int8_t Bytes __attribute__((vector_size(8)));
+    typedef int16_t Shorts __attribute__((vector_size(16)));
     for (long group = 0; group < BYTE_WIDTH; group += 4)
         for (long start = 0; start < k; start += 8) {
-            int16_t wide[4][8] = {0};
-            for (long v = group; v < min(group + 4, n); v++)
-                for (long p = 0; p < min(8, k - start); p++)
-                    wide[v - group][p] = x[v * sn + start + p] + 128;
             Four pairs[4];
-            memcpy(pairs, wide, sizeof wide);
+            for (long v = 0; v < 4; v++) {
+                Bytes bytes = (Bytes){0} - (int8_t)-128;
+                if (group + v < n) memcpy(&bytes, x + (group + v) * sn + start, (size_t)min(8, k - start));
+                pairs[v] = (Four)(__builtin_convertvector(bytes, Shorts) + 128);
+            }
             transpose(pairs);
             for (long p = 0; p < blocks(min(8, k - start), 2); p++)
                 *(Four *)(out + (start / 2 + p) * BYTE_WIDTH + group) = pairs[p];
@@ -64,7 +81,7 @@ INLINE void pack_rows_of_bytes(const int8_t *x, long n, long k, long sn, int32_t
 }
 
 static void pack_bytes(const int8_t *x, long n, long k, long sn, long sk, int32_t *out) {
-    if (sn == 1 && n == BYTE_WIDTH) pack_bytes_strided(x, BYTE_WIDTH, k, 1, sk, out);
+    if (sn == 1 && n == BYTE_WIDTH) pack_columns_of_bytes(x, k, sk, out);
     else if (sk == 1 && n == BYTE_WIDTH && k % 8 == 0)
         pack_rows_of_bytes(x, BYTE_WIDTH, k / 8 * 8, sn, out);
     else if (sk == 1) pack_rows_of_bytes(x, n, k, sn, out);
