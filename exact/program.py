@@ -166,6 +166,7 @@ class Program:
     def _how(
         self, operation: Operation, call: kernels.KernelCall | None, tensors: list[Any]
     ) -> Repeated | Prepared | None:
+        """The same for an operation that was done; `call`: its kernel."""
         kind, results = operation.call.operation, numbers(operation.call.results)
         inputs = numbers((operation.call.args, operation.call.kwargs))
         again = Repeated(operation)

@@ -70,7 +70,8 @@ INLINE void pack_rows_of_bytes(const int8_t *x, long n, long k, long sn, int32_t
         for (long start = 0; start < k; start += 8) {
             Four pairs[4];
             for (long v = 0; v < 4; v++) {
-                Bytes bytes = (Bytes){0} - (int8_t)-128;
+                Bytes bytes;
+                memset(&bytes, -128, sizeof bytes);
                 if (group + v < n) memcpy(&bytes, x + (group + v) * sn + start, (size_t)min(8, k - start));
                 pairs[v] = (Four)(__builtin_convertvector(bytes, Shorts) + 128);
             }

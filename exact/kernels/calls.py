@@ -8,7 +8,7 @@ from exact.kernels.shared_library import library
 
 __all__ = ["Calls"]
 
-_ARGUMENTS = 8
+_ARGUMENTS = 9
 
 
 class _Call(ctypes.Structure):

@@ -8,7 +8,7 @@
 
 /* Else GCC reads the vector again at each use, and reading is what takes the time. */
 #if defined(__x86_64__)
-#define IN_REGISTER(vector) __asm__("" : "+x"(vector))
+#define IN_REGISTER(vector) __asm__("" : "+v"(vector))
 #else
 #define IN_REGISTER(vector)
 #endif

@@ -15,12 +15,17 @@ static void pack_float_block(void *product, long block) {
 /* Add the product of a packed block of k columns of ROWS numbers and k rows of WIDTH numbers. */
 INLINE void add_products(const double *a, const double *b, long k, double results[ROWS][WIDTH]) {
     Doubles sums[ROWS][VECTORS] = {0};  /* in registers: not `results` itself */
-    for (long p = 0; p < k; p++)
+    for (long p = 0; p < k; p++) {
+        Doubles row[VECTORS];
+        for (long v = 0; v < VECTORS; v++) {
+            row[v] = *(const Doubles *)(b + p * WIDTH + v * HALF);
+            IN_REGISTER(row[v]);
+        }
         for (long i = 0; i < ROWS; i++) {
             Doubles x = a[p * ROWS + i] - (Doubles){0};
-            for (long v = 0; v < VECTORS; v++)
-                sums[i][v] = multiply_add(sums[i][v], x, *(const Doubles *)(b + p * WIDTH + v * HALF));
+            for (long v = 0; v < VECTORS; v++) sums[i][v] = multiply_add(sums[i][v], x, row[v]);
         }
+    }
     for (long i = 0; i < ROWS; i++)
         for (long v = 0; v < VECTORS; v++) *(Doubles *)(results[i] + v * HALF) += sums[i][v];
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from exact import grid
 from exact.kernels.registry import KernelCall, is_float, is_plain, is_plain_int64, kernel
+from exact.operations.losses import MEAN, NONE
 
 
 @kernel("sum.dim_IntList")
@@ -133,8 +134,8 @@ def _log_softmax_backward(
 
 
 def _is_class(x: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> bool:
-    """Whether it is the plain loss of each example."""
-    plain = weight is None and reduction == 0 and x.dim() == 2 and is_plain(x)
+    """Whether it is the plain loss of each example, or their mean."""
+    plain = weight is None and reduction in (NONE, MEAN) and x.dim() == 2 and is_plain(x)
     return plain and is_plain_int64(target) and target.shape == x.shape[:1]
 
 
@@ -144,9 +145,13 @@ def _nll_loss(
 ) -> Any:
     if not _is_class(x, target, weight, reduction):
         return None
-    out = torch.empty(target.shape)
-    arguments = (x.data_ptr(), target.data_ptr(), *x.shape, ignored, out.data_ptr())
-    return KernelCall(library.nll_loss, arguments, (out, x.new_zeros(())))
+    losses, count = torch.empty(target.shape), torch.zeros(())
+    mean = torch.empty(()) if reduction == MEAN else None
+    sizes = *x.shape, ignored, grid.sum_bits(len(x))
+    means = None if mean is None else mean.data_ptr(), count.data_ptr()
+    arguments = x.data_ptr(), target.data_ptr(), *sizes, losses.data_ptr(), *means
+    results = losses if mean is None else mean, count
+    return KernelCall(library.nll_loss, arguments, results, kept=losses)
 
 
 @kernel("nll_loss_backward")
@@ -158,10 +163,12 @@ def _nll_loss_backward(
     weight: Tensor | None,
     reduction: int,
     ignored: int,
-    total_weight: Tensor,
+    count: Tensor,
 ) -> Any:
-    if not (_is_class(x, target, weight, reduction) and is_float(grad)):
+    if not (_is_class(x, target, weight, reduction) and is_float(grad, count)):
         return None
     out = torch.empty_like(x)
-    arguments = (grad.data_ptr(), grad.stride()[0], target.data_ptr(), *x.shape, ignored)
-    return KernelCall(library.nll_loss_backward, (*arguments, out.data_ptr()), out)
+    stride, counted = (0, count.data_ptr()) if reduction == MEAN else (grad.stride()[0], None)
+    sizes = *x.shape, ignored, counted, out.data_ptr()
+    arguments = grad.data_ptr(), stride, target.data_ptr(), *sizes
+    return KernelCall(library.nll_loss_backward, arguments, out)

@@ -62,22 +62,33 @@ int log_softmax_backward(
     return failed;
 }
 
-/* Minus the number at the label in each row, 0 where the label is `ignored`. */
-int nll_loss(const float *x, const int64_t *labels, long rows, long n, int64_t ignored, float *out) {
+/* Minus the number at the label in each row, 0 where the label is `ignored`. If there is a place for
+   it, their mean, and how many labels are not ignored. */
+int nll_loss(
+    const float *x, const int64_t *labels, long rows, long n, int64_t ignored, long bits, float *losses,
+    float *mean, float *counted
+) {
+    long count = 0;
     for (long i = 0; i < rows; i++) {
         if (labels[i] != ignored && (uint64_t)labels[i] >= (uint64_t)n) return 1;
-        out[i] = labels[i] == ignored ? 0 : -x[i * n + labels[i]];
+        losses[i] = labels[i] == ignored ? 0 : -x[i * n + labels[i]];
+        count += labels[i] != ignored;
     }
-    return 0;
+    if (!mean) return 0;
+    *counted = (float)count;
+    return !count || sum(losses, 1, rows, 1, bits, count, mean);
 }
 
+/* Its gradient; of the mean, divided by the number of labels that count. */
 int nll_loss_backward(
-    const float *grad, long stride, const int64_t *labels, long rows, long n, int64_t ignored, float *out
+    const float *grad, long stride, const int64_t *labels, long rows, long n, int64_t ignored,
+    const float *counted, float *out
 ) {
     memset(out, 0, (size_t)(rows * n) * sizeof *out);
     for (long i = 0; i < rows; i++) {
         if (labels[i] != ignored && (uint64_t)labels[i] >= (uint64_t)n) return 1;
-        if (labels[i] != ignored) out[i * n + labels[i]] = -grad[i * stride];
+        float share = counted ? -grad[i * stride] / *counted : -grad[i * stride];
+        if (labels[i] != ignored) out[i * n + labels[i]] = share;
     }
     return 0;
 }

@@ -341,6 +341,12 @@ def test_losses_are_the_same(library: Any, n: int, classes: int, seed: int) -> N
     zero = output.new_zeros(())
     for g in (grad[:, 0], grad[0, :1].expand(n)):
         assert same(library, "nll_loss_backward", g, output, labels, None, 0, -100, zero)
+    counted = bool((labels != -100).any())  # else the mean is NaN
+    assert same(library, "nll_loss_forward", output, labels, None, 1, -100) is counted
+    _, count = reference("nll_loss_forward", output, labels, None, 1, -100)
+    for g in grad[:1, 0]:
+        assert same(library, "nll_loss_backward", g, output, labels, None, 1, -100, count)
+    assert not same(library, "nll_loss_forward", output, labels, None, 2, -100)
 
 
 def test_a_label_or_an_index_out_of_range_is_left_to_the_reference(library: Any) -> None:

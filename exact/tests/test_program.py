@@ -42,8 +42,7 @@ def training(
 
     def step(batch: Tensor) -> dict[str, Tensor]:
         outputs = model(images.index_select(0, batch))
-        losses = F.cross_entropy(outputs, LABELS.index_select(0, batch), reduction="none")
-        loss = losses.mean()
+        loss = F.cross_entropy(outputs, LABELS.index_select(0, batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
