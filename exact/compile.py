@@ -65,7 +65,8 @@ class _Compiled(Generic[_Result]):
         if mode is None or mode.recording or any(map(_is_special, inputs)):
             return self._step(*args, **kwargs)
         which = tuple(_first(inputs, x) for x in inputs)
-        key = (mode.seeded, torch.is_grad_enabled(), which, *kwargs, *map(_described, values))
+        grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        key = (mode.seeded, *grad, which, *kwargs, *map(_described, values))
         known = self._known.get(key)
         if known is None:
             if len(self._known) == _SHAPES:

@@ -7,7 +7,6 @@ follow from shapes alone, are made once. Only small tensors are kept in this way
 large ones is in the operation itself.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,35 +24,32 @@ _BY_SHAPE = {registry.named(f"{name}_like") for name in ("ones", "zeros", "full"
 
 
 class Program:
-    """Operations and updates, run again and again. `steps`: lists of operations between updates.
+    """Lists of operations and the updates between them, to be run again and again.
 
-    `changed`: the numbers of tensors whose memory is written after they are made, or which the step
-    hands out.
+    `returned`: the tensors that the step returns, and those that they are views of.
+    `keeping`: whether tensors stay where they are, for which no operation may write its arguments.
     """
 
     def __init__(
         self,
         recording: Recording,
         steps: list[list[Operation] | Update],
-        changed: set[int],
+        returned: set[int],
         keeping: bool,
     ) -> None:
-        self._recording, self._steps, self._changed = recording, steps, changed
-        self._keeping = keeping  # whether tensors stay at all
+        self._recording, self._steps, self._returned = recording, steps, returned
+        self._keeping = keeping
         self._tensors: list[Any] = [None] * recording.size  # those that stay
         for number, x in recording.outside.items():
             self._tensors[number] = x
-        self._own: set[int] = set()  # of them, those in the program's own memory
-        self._constant: set[int] = set()  # of these, those that no operation writes
-        self._size = 0  # bytes of its memory
+        self._copied: set[int] = set()  # of the arguments
+        self._constant: set[int] = set()  # those that follow from shapes
+        self._memory: dict[int, bool] = {}  # its own, by address: whether it holds constants
+        self._size = 0  # bytes of it
         self._parts: list[list[Repeated | Prepared] | Update] = []  # once it has run
         self._gradients: list[tuple[Tensor, Any]] = []  # weights, and the memory of their gradients
         updates = [step for step in steps if isinstance(step, Update)]
-        left, found = (
-            [(id(x), number) for x, number in gradients]
-            for gradients in (recording.gradients, updates[-1].gradients if updates else [])
-        )
-        self._leaves_others = left != found  # gradients than the last update finds, as by zero_grad
+        self._updated = [x for step in updates for x, _ in step.gradients]
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         """The results of the step for these inputs; gradients are left at the weights."""
@@ -61,20 +57,12 @@ class Program:
         for number, x in zip(self._recording.inputs, inputs, strict=True):
             tensors[number] = x
         first = not self._parts
-        if first:
-            self._prepare(tensors)
-        else:
-            self._run(tensors)
-        if first or self._leaves_others:
-            for step in self._steps:
-                for x, _ in step.gradients if isinstance(step, Update) else ():
-                    x.grad = None
-            self._leave(self._recording.gradients, tensors)
+        (self._prepare if first else self._run)(tensors)
+        for x in self._updated:  # whose gradients the step may clear at the end
+            x.grad = None
+        self._leave(self._recording.gradients, tensors, copied=first)
         with torch._C._DisableTorchDispatch():
-            return map_refs(
-                lambda ref: self._outside(ref.number, tensors, Tensor.clone),
-                self._recording.results,
-            )
+            return map_refs(lambda ref: self._result(tensors[ref.number]), self._recording.results)
 
     def is_free(self) -> bool:
         """Whether all memory is where it was, and nobody outside has any of the program's own.
@@ -83,39 +71,47 @@ class Program:
         """
         for x, _ in self._gradients:
             x.grad = None
-        return bool(self._parts) and (not self._keeping or self._memory() == self._known)
+        return bool(self._parts) and (not self._keeping or self._places() == self._known)
 
-    def _memory(self) -> list[Any]:
+    def _places(self) -> list[Any]:
         """Where tensors from outside are, and how many share the memory of each gradient."""
-        memory: list[Any] = [torch.get_num_threads()]
+        places: list[Any] = [torch.get_num_threads()]
         for x in self._recording.outside.values():
             bytes_ = signed_bytes(x) if x.dtype is torch.float32 else None
-            memory += [x.data_ptr(), x.stride(), None if bytes_ is None else bytes_.data_ptr()]
+            places += [x.data_ptr(), x.shape, x.stride(), x.dtype]
+            places.append(None if bytes_ is None else bytes_.data_ptr())
         for _, storage in self._gradients:
-            memory.append(torch._C._storage_Use_Count(storage._cdata))
-        return memory
+            places.append(torch._C._storage_Use_Count(storage._cdata))
+        return places
 
-    def _leave(self, gradients: list[tuple[Tensor, Ref]], tensors: list[Any]) -> None:
+    def _result(self, x: Tensor) -> Tensor:
+        if _address(x) in self._memory:
+            return x.clone()
+        return x.detach() if x.requires_grad else x
+
+    def _leave(self, gradients: list[tuple[Tensor, Ref]], tensors: list[Any], copied: bool) -> None:
+        """Leave the gradients at the weights, in the program's memory unless they are copied."""
         with torch._C._DisableTorchDispatch():
             for x, (number,) in gradients:
-                x.grad = self._outside(number, tensors, Tensor.detach)
+                found = tensors[number]
+                constant = self._memory.get(_address(found))
+                if constant is not None:
+                    found = found.clone() if copied or constant else found.detach()
+                x.grad = found
 
-    def _outside(self, number: int, tensors: list[Any], given: Callable[[Tensor], Tensor]) -> Any:
-        return given(tensors[number]) if number in self._own else tensors[number]
-
-    def _update(self, step: Update, tensors: list[Any]) -> None:
-        self._leave(step.gradients, tensors)
+    def _update(self, step: Update, tensors: list[Any], copied: bool) -> None:
+        self._leave(step.gradients, tensors, copied)
         if not kernels.update(step.optimizer):
             step.optimizer.step()
 
     def _run(self, tensors: list[Any]) -> None:
         with torch._C._DisableTorchDispatch():
             for number in self._recording.inputs:
-                if number in self._own:
+                if number in self._copied:
                     tensors[number] = self._tensors[number].copy_(tensors[number])
         for group in self._parts:
             if isinstance(group, Update):
-                self._update(group, tensors)
+                self._update(group, tensors, copied=False)
                 continue
             with torch._C._DisableTorchDispatch():
                 for part in group:
@@ -124,14 +120,17 @@ class Program:
     def _prepare(self, tensors: list[Any]) -> None:
         """Run the operations, and note how to run them again."""
         with torch._C._DisableTorchDispatch():
-            for number in self._recording.inputs:
-                if number not in self._changed:
-                    self._keep([number], tensors, copy=True)
+            for number in set(self._recording.inputs) - self._returned:
+                # Of indices and labels, as no update writes them.
+                if tensors[number].dtype is torch.int64 and self._keep(
+                    [number], tensors, copy=True
+                ):
+                    self._copied.add(number)
         known: list[list[Repeated | Prepared] | Update] = []
         for group in self._steps:
             if isinstance(group, Update):
                 known.append(group)
-                self._update(group, tensors)
+                self._update(group, tensors, copied=True)  # so that nobody has them at the end
                 continue
             parts: list[Repeated | Prepared] = []
             with torch._C._DisableTorchDispatch():
@@ -143,10 +142,9 @@ class Program:
                         parts.append(part)
             known.append(parts)
         for x, (number,) in self._recording.gradients:
-            if number in self._own:
-                x.grad = None  # which shares the memory after an update
-                self._gradients.append((x, self._tensors[number].untyped_storage()))
-        self._known, self._parts = self._memory(), known
+            if self._memory.get(_address(tensors[number])) is False:
+                self._gradients.append((x, tensors[number].untyped_storage()))
+        self._known, self._parts = self._places(), known
 
     def _first(self, operation: Operation, tensors: list[Any]) -> Repeated | Prepared | None:
         """Do the operation; return how to do it again, None where its results stay as they are."""
@@ -170,18 +168,17 @@ class Program:
         kind, results = operation.call.operation, numbers(operation.call.results)
         inputs = numbers((operation.call.args, operation.call.kwargs))
         again = Repeated(operation)
-        if kind._schema.is_mutable:
-            return again
-        constant = kind in _BY_SHAPE or self._constant.issuperset(inputs)
-        if constant and not registry.is_random(kind) and self._changed.isdisjoint(results):
-            if not self._keep(results, tensors):
+        memory = {_address(tensors[number]) for number in inputs}
+        shares = any(_address(tensors[number]) in memory for number in results)  # as a view does
+        stays = all(self._tensors[number] is not None for number in inputs)
+        random = registry.is_random(kind)
+        if not random and (kind in _BY_SHAPE or self._constant.issuperset(inputs)):
+            if not self._keep(results, tensors, constant=True):
                 return again
             self._constant.update(results)
             return None
-        stays = all(self._tensors[number] is not None for number in inputs)
-        if stays and kind.is_view:
-            own = not self._own.isdisjoint(inputs)
-            return None if self._keep(results, tensors, own) else again
+        if shares:
+            return None if stays and self._keep(results, tensors, shared=True) else again
         if stays and call and self._keep(results, tensors):
             return Prepared([operation], [call])
         if operation.kept and not call and self._keep(results, tensors, copy=True):
@@ -189,25 +186,33 @@ class Program:
         return again
 
     def _keep(
-        self, numbers: list[int], tensors: list[Any], own: bool = True, copy: bool = False
+        self,
+        numbers: list[int],
+        tensors: list[Any],
+        constant: bool = False,
+        shared: bool = False,
+        copy: bool = False,
     ) -> bool:
-        """Let these tensors stay, if they are small."""
+        """Let these tensors stay, if they are small; `shared`: their memory does so already."""
         found = [tensors[number] for number in numbers]
-        size = sum(x.numel() * x.element_size() for x in found if own)
-        if not self._keeping or size > _SMALL or self._size + size > _ALL:
-            return False
-        if not all(x.is_cpu for x in found):
+        size = 0 if shared else sum(x.numel() * x.element_size() for x in found)
+        small = size <= _SMALL and self._size + size <= _ALL and all(x.is_cpu for x in found)
+        if not (self._keeping and small):
             return False
         if copy:
-            if any(signed_bytes(x) is not None for x in found):  # which a copy would not have
+            copies = [x.clone() for x in found]
+            if any(signed_bytes(x) is not None for x in found):  # which a copy does not have
                 return False
-            layouts = [x.stride() for x in found]
-            found = [x.clone() for x in found]
-            if [x.stride() for x in found] != layouts:
+            if [x.stride() for x in found] != [x.stride() for x in copies]:
                 return False
+            found = copies
         self._size += size
         for number, x in zip(numbers, found, strict=True):
             tensors[number] = self._tensors[number] = x
-        if own:
-            self._own.update(numbers)
+            if not shared:
+                self._memory[_address(x)] = constant
         return True
+
+
+def _address(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()

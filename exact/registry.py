@@ -88,6 +88,22 @@ def named(name: str) -> Any:
     return known[overload or "default"]
 
 
+def writes(operation: Any) -> bool:
+    """Whether it writes an argument. Some of batch norm do, though their schema does not say so."""
+    name = operation._schema.name
+    statistics = "batch_norm" in name and not name.endswith("backward")
+    return bool(operation._schema.is_mutable or statistics)
+
+
+def is_view(operation: Any) -> bool:
+    """Whether its result has the memory of its argument. Some do, though their schema is silent."""
+    return (
+        bool(operation.is_view)
+        or "_unsafe_view" in operation.name()
+        or "unsafe_split" in operation.name()
+    )
+
+
 def find(operation: Any) -> Implementation | None:
     """The function that computes the operation exactly, registered or derived; else None."""
     schema = getattr(operation, "_schema", None)

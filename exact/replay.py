@@ -29,8 +29,11 @@ class Replay:
             (x, gradient is not None, gradient if id(gradient) in outside else None)
             for (x, _), gradient in zip(recording.gradients, had, strict=True)
         ]
-        self._steps, self._changed = _ready(recording, table), _changed(recording)
-        self._programs = _PROGRAMS
+        self._steps = _ready(recording, table)
+        calls = [step for step in recording.steps if isinstance(step, Call)]
+        writes = any(registry.writes(call.operation) for call in calls)
+        self._returned = _returned(recording)
+        self._programs = 0 if writes or _is_shared(recording) else _PROGRAMS
         self._program: Program | None = None
         self._running = threading.Lock()
 
@@ -44,7 +47,7 @@ class Replay:
 
     def _decided(self) -> list[Any]:
         recording = self._recording
-        decided: list[Any] = [x.requires_grad for x in recording.outside.values()]
+        decided: list[Any] = [(x.requires_grad, x.dtype) for x in recording.outside.values()]
         for module in recording.modules:
             decided += [module.training, *map(id, module._parameters.values())]
         return decided
@@ -67,7 +70,7 @@ class Replay:
         return self._program
 
     def _new(self, keeping: bool) -> Program:
-        return Program(self._recording, self._steps, self._changed, keeping)
+        return Program(self._recording, self._steps, self._returned, keeping)
 
 
 def _ready(recording: Recording, table: Any) -> list[list[Operation] | Update]:
@@ -97,7 +100,7 @@ def _ready(recording: Recording, table: Any) -> list[list[Operation] | Update]:
 
 
 def _has_effects(operation: Any) -> bool:
-    return bool(operation._schema.is_mutable) or registry.is_random(operation)
+    return registry.writes(operation) or registry.is_random(operation)
 
 
 def _operation(
@@ -109,17 +112,28 @@ def _operation(
     return Operation(call, kernel, function, list(call.args), places, nested, unused, kept)
 
 
-def _changed(recording: Recording) -> set[int]:
-    """The tensors whose memory is written after they are made, or which the step hands out."""
-    calls = [step for step in recording.steps if isinstance(step, Call)]
-    written = {*numbers(recording.results), *numbers([ref for _, ref in recording.gradients])}
-    for call in calls:
-        if call.operation._schema.is_mutable:
-            written.update(numbers((call.args, call.kwargs)))
-    for call in reversed(calls):  # what a view shares, what it is of shares, too
-        if call.operation.is_view and written & set(numbers(call.results)):
-            written.update(numbers(call.args))
-    for call in calls:
-        if call.operation.is_view and written & set(numbers(call.args)):
-            written.update(numbers(call.results))
-    return written
+def _is_shared(recording: Recording) -> bool:
+    """Whether results may share memory with each other or with a gradient."""
+    handed_out = numbers(recording.results)
+    base = {number: number for number in range(recording.size)}
+    for call in recording.steps:
+        if isinstance(call, Call):
+            for result in numbers(call.results):
+                if numbers(call.args) and registry.is_view(call.operation):
+                    base[result] = base[numbers(call.args)[0]]
+    found = [base[number] for number in handed_out]
+    gradients = {base[ref.number] for _, ref in recording.gradients}
+    return len(set(found)) < len(found) or not gradients.isdisjoint(found)
+
+
+def _returned(recording: Recording) -> set[int]:
+    """The tensors that the step returns, and those that they are views of."""
+    found = set(numbers(recording.results))
+    for call in reversed(recording.steps):
+        if (
+            isinstance(call, Call)
+            and found & set(numbers(call.results))
+            and registry.is_view(call.operation)
+        ):
+            found.update(numbers(call.args))
+    return found

@@ -152,6 +152,147 @@ def test_an_argument_may_be_changed_and_handed_out() -> None:
     both(changed)
 
 
+W, V = torch.linspace(-1, 1, 12).view(4, 3), torch.linspace(-2, 1, 12).view(3, 4)
+
+
+def _gradients(*weights: Tensor) -> list[Tensor]:
+    found = [x.grad for x in weights if x.grad is not None]
+    for x in weights:
+        x.grad = None
+    return found
+
+
+class Previous(torch.optim.Optimizer):
+    """Steps by the gradients of the step before, which it holds."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update the weights."""
+        for p in self.param_groups[0]["params"]:
+            if "before" in self.state[p]:
+                p.sub_(self.state[p]["before"])
+            self.state[p]["before"] = p.grad
+
+
+def _with_previous() -> Callable[[Tensor], Any]:
+    weight = nn.Parameter(W.clone())
+    optimizer = Previous([weight])
+
+    def step(x: Tensor) -> Any:
+        optimizer.zero_grad()
+        ((x @ weight) ** 2).sum().backward()
+        optimizer.step()
+        return weight.detach() * 1
+
+    return step
+
+
+def _with_gru() -> Callable[[Tensor], Any]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.GRU(4, 2, batch_first=True)
+
+    def step(x: Tensor) -> Any:
+        layer(x[None])[0].sum().backward()
+        return [x * 1 for x in _gradients(*layer.parameters())]
+
+    return step
+
+
+def _with_view(x: Tensor) -> Any:
+    view = x.view(3, 4)
+    x.add_(1)
+    return view.exp(), x
+
+
+def _with_statistics(x: Tensor) -> Any:
+    mean, variance = torch.zeros(4), torch.ones(4)
+    return F.batch_norm(x, mean, variance, training=True), mean * 1, variance * 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lambda x: x[None] @ W,  # by _unsafe_view, whose schema has no view
+        lambda: lambda x: torch.unsafe_chunk(x @ W, 3, 1)[0],
+        lambda: lambda x: (x[:1] @ W).expand(100_000, 3),  # which is not small
+        lambda: lambda x: torch.arange(3.0)[:, None].expand(3, 4).reshape(-1).add_(x[0, 0]),
+        lambda: lambda x: (torch.ones(2, 3, 4) @ torch.ones(4, 3)).add_(x[0, 0]),
+        lambda: lambda x: (x @ W).unsqueeze_(0) * 1,
+        lambda: lambda x: (x.view(12)[:4].add_(1).exp(), x),
+        lambda: lambda x: [(y := x @ W), y.view(-1)],
+        lambda: lambda x: [(y := x @ W), y],
+        lambda: _with_view,
+        lambda: _with_statistics,
+        _with_previous,
+        _with_gru,
+    ],
+)
+def test_memory_is_shared_as_without_compilation(make: Callable[[], Any]) -> None:
+    def shared(compiled: Any) -> Any:
+        step, found = compiled(make()), []
+        for number in range(6):
+            results = step(V * (number + 1))
+            results = list(results) if isinstance(results, tuple | list) else [results]
+            found += results
+            if results[0].shape[0] < 100_000:
+                results[0].mul_(2)  # of others, if they share its memory
+        return found
+
+    both(shared)
+
+
+def test_an_argument_may_have_memory_that_the_step_writes() -> None:
+    def overlapping(compiled: Any) -> Any:
+        def step(x: Tensor, y: Tensor) -> Any:
+            x.add_(1)
+            return y.exp()
+
+        step, x = compiled(step), V.clone()
+        return [step(x, y.view(-1)) for y in (V, V, V, x, x, V)]
+
+    both(overlapping)
+
+
+def test_a_step_without_gradients_may_be_for_inference() -> None:
+    def evaluated(compiled: Any) -> Any:
+        step = compiled(lambda x: x @ W)
+        with torch.inference_mode():
+            found = [step(V + n).clone() for n in range(4)]
+        with torch.no_grad():
+            return [*found, *(step(V + n) for n in range(4))]
+
+    both(evaluated)
+
+
+def test_batch_norm_that_nobody_reads_counts_all_the_same() -> None:
+    def counted(compiled: Any) -> Any:
+        layer = nn.BatchNorm1d(4)
+
+        def step(x: Tensor) -> None:
+            layer(x)
+
+        step = compiled(step)
+        with torch.no_grad():
+            for n in range(5):
+                step(V + n)
+        return [layer.running_mean, layer.running_var]
+
+    both(counted)
+
+
+def test_a_returned_weight_has_no_gradient_and_may_become_another_type() -> None:
+    layer = nn.Linear(4, 3)
+    step = exact.compile(lambda x: [layer.weight, x.to(layer.weight.dtype) @ layer.weight.t()])
+    with exact.mode():
+        assert not any(step(V)[0].requires_grad for _ in range(4))
+        layer.double()
+        assert step(V)[1].dtype == torch.float64
+
+
 def test_threads_may_repeat_a_step_at_once() -> None:
     model, images = network(), exact.from_bytes(IMAGES)
     forward = exact.compile(lambda x: model(x).softmax(1))
