@@ -8,7 +8,7 @@ from torch import Tensor
 from exact import kernels
 from exact.recording import Call, Ref, map_refs
 
-__all__ = ["Operation", "Prepared", "Repeated", "copied", "store"]
+__all__ = ["Operation", "Prepared", "Repeated"]
 
 
 class Operation(NamedTuple):
@@ -32,6 +32,20 @@ class Operation(NamedTuple):
             args[place] = tensors[number]
         return args, {}
 
+    def do(self, tensors: list[Any]) -> kernels.KernelCall | None:
+        """Put the results where their numbers say; return the call of a kernel that made them."""
+        args, kwargs = self.arguments(tensors)
+        found = self.kernel(*args, **kwargs) if self.kernel else None
+        call = found if isinstance(found, kernels.KernelCall) else None
+        if call:
+            found = call()
+        if found is None:
+            found = self.function(*args, **kwargs)
+            if call:
+                found = _copied(call.results, found)
+        _store(self.call.results, found, tensors)
+        return call
+
 
 class Repeated(NamedTuple):
     """An operation that Python calls."""
@@ -41,20 +55,10 @@ class Repeated(NamedTuple):
 
     def __call__(self, tensors: list[Any]) -> None:
         """Find its tensors by their numbers, and put its results there."""
-        operation = self.operation
-        args, kwargs = operation.arguments(tensors)
-        found = operation.kernel(*args, **kwargs) if operation.kernel else None
-        if isinstance(found, kernels.KernelCall):
-            found = found()
-        if found is None:
-            found = operation.function(*args, **kwargs)
-        if type(operation.call.results) is Ref:
-            tensors[operation.call.results.number] = found
-        else:
-            store(operation.call.results, found, tensors)
+        self.operation.do(tensors)
         for number, x in self.kept:
             tensors[number] = x.copy_(tensors[number])
-        for number in operation.unused:
+        for number in self.operation.unused:
             tensors[number] = None
 
 
@@ -78,11 +82,11 @@ class Prepared:
         while (at := self._together.run(at)) < len(self._calls):
             operation = self._operations[at]
             args, kwargs = operation.arguments(tensors)
-            copied(self._calls[at].results, operation.function(*args, **kwargs))
+            _copied(self._calls[at].results, operation.function(*args, **kwargs))
             at += 1
 
 
-def copied(to: Any, results: Any) -> Any:
+def _copied(to: Any, results: Any) -> Any:
     """The results, in the memory of other tensors."""
     for x, result in zip(_listed(to), _listed(results), strict=True):
         x.copy_(result)
@@ -93,10 +97,9 @@ def _listed(results: Any) -> Any:
     return [results] if isinstance(results, Tensor) else results
 
 
-def store(results: Any, found: Any, tensors: list[Any]) -> None:
-    """Put what was found where its numbers say."""
+def _store(results: Any, found: Any, tensors: list[Any]) -> None:
     if isinstance(results, Ref):
         tensors[results.number] = found
     elif results is not None:
         for result, x in zip(results, found, strict=True):
-            store(result, x, tensors)
+            _store(result, x, tensors)

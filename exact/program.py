@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exact import kernels, registry
 from exact.bytes import signed_bytes
-from exact.parts import Operation, Prepared, Repeated, copied, store
+from exact.parts import Operation, Prepared, Repeated
 from exact.recording import Recording, Ref, Update, map_refs, numbers
 
 __all__ = ["Program"]
@@ -26,7 +26,7 @@ _BY_SHAPE = {registry.named(f"{name}_like") for name in ("ones", "zeros", "full"
 class Program:
     """Lists of operations and the updates between them, to be run again and again.
 
-    `returned`: the tensors that the step returns, and those that they are views of.
+    `returned`: the tensors whose memory the step returns.
     `keeping`: whether tensors stay where they are, for which no operation may write its arguments.
     """
 
@@ -148,14 +148,7 @@ class Program:
 
     def _first(self, operation: Operation, tensors: list[Any]) -> Repeated | Prepared | None:
         """Do the operation; return how to do it again, None where its results stay as they are."""
-        args, kwargs = operation.arguments(tensors)
-        found = operation.kernel(*args, **kwargs) if operation.kernel else None
-        call = found if isinstance(found, kernels.KernelCall) else None
-        if call and (found := call()) is None:
-            found = copied(call.results, operation.function(*args, **kwargs))
-        if found is None:
-            found = operation.function(*args, **kwargs)
-        store(operation.call.results, found, tensors)
+        call = operation.do(tensors)
         part = self._how(operation, call, tensors)
         for number in operation.unused:
             tensors[number] = None

@@ -30,10 +30,16 @@ class Replay:
             for (x, _), gradient in zip(recording.gradients, had, strict=True)
         ]
         self._steps = _ready(recording, table)
-        calls = [step for step in recording.steps if isinstance(step, Call)]
-        writes = any(registry.writes(call.operation) for call in calls)
-        self._returned = _returned(recording)
-        self._programs = 0 if writes or _is_shared(recording) else _PROGRAMS
+        writes = any(
+            isinstance(step, Call) and registry.writes(step.operation) for step in recording.steps
+        )
+        bases = _bases(recording)
+        returned = [bases[number] for number in numbers(recording.results)]
+        left = {bases[ref.number] for _, ref in recording.gradients}
+        self._returned = set(returned)
+        # Results that share memory, with each other or with gradients, are to share it each time.
+        shared = len(self._returned) < len(returned) or not left.isdisjoint(returned)
+        self._programs = 0 if writes or shared else _PROGRAMS
         self._program: Program | None = None
         self._running = threading.Lock()
 
@@ -94,7 +100,7 @@ def _ready(recording: Recording, table: Any) -> list[list[Operation] | Update]:
         kernel = kernels.find(step.operation)
         kept = not results.isdisjoint(read)
         operations.append(_operation(step, kernel, table[step.operation], sorted(unused), kept))
-        if kernel or (kept and step.operation.is_view):
+        if kernel or (kept and registry.is_view(step.operation)):
             read |= inputs
     return [step if isinstance(step, Update) else step[::-1] for step in reversed(steps) if step]
 
@@ -112,28 +118,11 @@ def _operation(
     return Operation(call, kernel, function, list(call.args), places, nested, unused, kept)
 
 
-def _is_shared(recording: Recording) -> bool:
-    """Whether results may share memory with each other or with a gradient."""
-    handed_out = numbers(recording.results)
-    base = {number: number for number in range(recording.size)}
+def _bases(recording: Recording) -> list[int]:
+    """For each tensor, the one that it is a view of, or itself."""
+    bases = list(range(recording.size))
     for call in recording.steps:
-        if isinstance(call, Call):
+        if isinstance(call, Call) and registry.is_view(call.operation):
             for result in numbers(call.results):
-                if numbers(call.args) and registry.is_view(call.operation):
-                    base[result] = base[numbers(call.args)[0]]
-    found = [base[number] for number in handed_out]
-    gradients = {base[ref.number] for _, ref in recording.gradients}
-    return len(set(found)) < len(found) or not gradients.isdisjoint(found)
-
-
-def _returned(recording: Recording) -> set[int]:
-    """The tensors that the step returns, and those that they are views of."""
-    found = set(numbers(recording.results))
-    for call in reversed(recording.steps):
-        if (
-            isinstance(call, Call)
-            and found & set(numbers(call.results))
-            and registry.is_view(call.operation)
-        ):
-            found.update(numbers(call.args))
-    return found
+                bases[result] = bases[numbers(call.args)[0]]
+    return bases

@@ -83,7 +83,7 @@ INLINE void pack_rows_of_bytes(const int8_t *x, long n, long k, long sn, int32_t
 
 static void pack_bytes(const int8_t *x, long n, long k, long sn, long sk, int32_t *out) {
     if (sn == 1 && n == BYTE_WIDTH) pack_columns_of_bytes(x, k, sk, out);
-    else if (sk == 1 && n == BYTE_WIDTH && k % 8 == 0)
+    else if (sk == 1 && n == BYTE_WIDTH && k % 8 == 0)  /* k / 8 * 8: what the compiler can see */
         pack_rows_of_bytes(x, BYTE_WIDTH, k / 8 * 8, sn, out);
     else if (sk == 1) pack_rows_of_bytes(x, n, k, sn, out);
     else pack_bytes_strided(x, n, k, sn, sk, out);

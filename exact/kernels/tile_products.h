@@ -132,7 +132,7 @@ static int tile_product(Product *t, long threads) {
     long rows = blocks(t->n, SIDE), columns = blocks(t->m, SIDE), size = blocks(t->k, LENGTH) * TILE;
     long digits = t->b_bits ? DIGITS : 1;
     long steps = (rows + columns) * SIDE * (long)sizeof(double);
-    char *memory = aligned_alloc(64, (size_t)(steps + (rows * DIGITS + columns * digits) * size));
+    char *memory = aligned(steps + (rows * DIGITS + columns * digits) * size);
     if (!memory) return 1;
     t->steps = (double *)memory, t->a_blocks = memory + steps;
     t->b_blocks = (int8_t *)t->a_blocks + rows * DIGITS * size;
