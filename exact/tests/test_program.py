@@ -224,7 +224,8 @@ def _with_statistics(x: Tensor) -> Any:
         lambda: lambda x: (x @ W).unsqueeze_(0) * 1,
         lambda: lambda x: (x.view(12)[:4].add_(1).exp(), x),
         lambda: lambda x: [(y := x @ W), y.view(-1)],
-        lambda: lambda x: [(y := x @ W), y],
+        lambda: lambda x: [(y := V @ W), y.view(-1), x],
+        lambda: lambda x: [(y := V @ W), y, x],
         lambda: _with_view,
         lambda: _with_statistics,
         _with_previous,
@@ -257,13 +258,30 @@ def test_an_argument_may_have_memory_that_the_step_writes() -> None:
     both(overlapping)
 
 
+def test_an_argument_may_have_the_memory_of_a_weight() -> None:
+    def trained(compiled: Any) -> Any:
+        weight = nn.Parameter(W.clone())
+        optimizer = torch.optim.SGD([weight], 0.1)
+
+        def step(x: Tensor) -> Any:
+            optimizer.zero_grad()
+            ((V @ weight) ** 2).sum().backward()
+            optimizer.step()
+            return x.exp()
+
+        step = compiled(step)
+        return [step(weight.detach()) for _ in range(5)]
+
+    both(trained)
+
+
 def test_a_step_without_gradients_may_be_for_inference() -> None:
     def evaluated(compiled: Any) -> Any:
-        step = compiled(lambda x: x @ W)
+        step = compiled(lambda chosen: LABELS.index_select(0, chosen))
         with torch.inference_mode():
-            found = [step(V + n).clone() for n in range(4)]
+            found = [step(torch.arange(n, 9)).clone() for n in range(4) for _ in range(4)]
         with torch.no_grad():
-            return [*found, *(step(V + n) for n in range(4))]
+            return [*found, *(step(torch.arange(n, 9)) for n in range(4))]
 
     both(evaluated)
 
