@@ -174,7 +174,7 @@ class Program:
             return None if stays and self._keep(results, tensors, shared=True) else again
         if stays and call and self._keep(results, tensors):
             return Prepared([operation], [call])
-        if operation.kept and not call and self._keep(results, tensors, copy=True):
+        if operation.kept and self._keep(results, tensors, copy=True):
             return again._replace(kept=tuple((n, self._tensors[n]) for n in results))
         return again
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exact
+from exact.parts import Repeated
 from exact.program import Program
 from exact.tests.oracle import bits
 
@@ -332,7 +333,9 @@ def test_threads_may_repeat_a_step_at_once() -> None:
     assert not wrong
 
 
-def test_what_is_small_and_has_a_kernel_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """All programs that are made from now on."""
     if exact.kernels.library() is None:
         pytest.skip("no C compiler")
     programs: list[Program] = []
@@ -343,14 +346,38 @@ def test_what_is_small_and_has_a_kernel_is_prepared_once(monkeypatch: pytest.Mon
         original(self, *args)
 
     monkeypatch.setattr(Program, "_prepare", prepare)
+    return programs
+
+
+def by_python(program: Program) -> list[str]:
+    """The operations that Python calls each time."""
+    groups = [group for group in program._parts if isinstance(group, list)]
+    parts = [part for group in groups for part in group]
+    return [part.operation.call.operation.name() for part in parts if isinstance(part, Repeated)]
+
+
+def test_what_is_small_and_has_a_kernel_is_prepared_once(prepared: list[Program]) -> None:
     with exact.mode(seed=1):
         training(exact.compile, lambda *_: None)
-    (program,) = programs  # for all steps
-    repeated = [
-        part.operation.call.operation.name()
-        for group in program._parts
-        if isinstance(group, list)
-        for part in group
-        if hasattr(part, "operation")
-    ]
-    assert repeated == []
+    (program,) = prepared  # for all steps
+    assert by_python(program) == []
+
+
+def test_of_a_step_of_floats_only_what_reads_them_is_called_by_python(
+    prepared: list[Program],
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    @exact.compile
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    with exact.mode(seed=1):
+        for _ in range(7):
+            step(torch.rand(40, 12), LABELS)
+    (program,) = prepared
+    of_the_first_layer = ["aten::addmm", "aten::mm", "aten::t", "aten::t"]
+    assert by_python(program) == of_the_first_layer
