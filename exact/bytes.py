@@ -31,7 +31,7 @@ class _Mark:
 def from_bytes(x: Tensor) -> Tensor:
     """Convert uint8 (…) to the numbers x / 256 in [0, 1), float32 (…), marked with their bytes.
 
-    Indexing under the mode passes the mark on; a view with all numbers keeps it; a copy loses it.
+    Indexing under the mode passes the mark on; a slice or another shape keeps it; a copy loses it.
     Without it a product is the same, but slower. A change by PyTorch ends it; one
     through `.numpy()` or `.data` is not noticed, so make none.
     Raises TypeError for other types than uint8.
@@ -48,20 +48,27 @@ def propagate_bytes(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def signed_bytes(x: Tensor) -> Tensor | None:
-    """The bytes that x, or the tensor that it is a view of all of, is marked with, less 128.
+    """The bytes that x, or the tensor that it is a view of, is marked with, less 128.
 
-    The view has another shape, as of flattened images, or is the transpose of one. None without a
-    mark, and where x has changed since: views count their versions together.
+    The view has numbers that follow each other in memory, as a slice of images or flattened ones,
+    or is the transpose of one. None without a mark, and where x has changed since: views count
+    their versions together.
     """
     mark = _mark(x)
     if mark is not None:
         return mark.bytes
     base = x._base
     mark = None if base is None else _mark(base)
-    if base is None or mark is None or not _is_whole(x, base):
+    if base is None or mark is None or not (base.is_contiguous() and x.dtype == base.dtype):
         return None
     turned = not x.is_contiguous()
-    return mark.bytes.reshape(x.shape[::-1]).t() if turned else mark.bytes.reshape(x.shape)
+    if turned and not (x.dim() == 2 and x.stride() == (1, x.shape[0])):
+        return None
+    first = x.storage_offset() - base.storage_offset()
+    if first < 0 or first + x.numel() > base.numel():  # of as_strided
+        return None
+    bytes_ = mark.bytes.reshape(-1)[first : first + x.numel()]
+    return bytes_.reshape(x.shape[::-1]).t() if turned else bytes_.reshape(x.shape)
 
 
 def _from_signed(bytes_: Tensor) -> Tensor:
@@ -79,11 +86,3 @@ def mark_bytes(x: Tensor, bytes_: Tensor) -> Tensor:
     if not x.is_inference():  # whose changes are not counted
         setattr(x, _MARK, _Mark(x, bytes_))
     return x
-
-
-def _is_whole(x: Tensor, base: Tensor) -> bool:
-    """Whether x has all numbers of the base in their order, or is the transpose of such a view."""
-    if not (base.is_contiguous() and x.numel() == base.numel() and x.dtype == base.dtype):
-        return False
-    in_order = x.is_contiguous() or (x.dim() == 2 and x.stride() == (1, x.shape[0]))
-    return bool(in_order and x.storage_offset() == base.storage_offset())

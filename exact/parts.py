@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from exact import kernels
-from exact.recording import Call, Ref, map_refs
+from exact.recording import Call, Ref, map_refs, numbers
 
-__all__ = ["Operation", "Prepared", "Repeated"]
+__all__ = ["Operation", "Prepared", "Repeated", "address"]
 
 
 class Operation(NamedTuple):
@@ -22,6 +22,10 @@ class Operation(NamedTuple):
     nested: Any  # arguments with lists of tensors: these and the keywords, or None
     unused: list[int]  # tensors that no later call needs
     kept: bool  # whether a kernel reads the results
+
+    def inputs(self) -> list[int]:
+        """The numbers of the tensors among its arguments."""
+        return numbers((self.call.args, self.call.kwargs))
 
     def arguments(self, tensors: list[Any]) -> Any:
         """The arguments and keywords, of the tensors by number."""
@@ -61,12 +65,24 @@ class Repeated(NamedTuple):
         for number in self.operation.unused:
             tensors[number] = None
 
+    def reads(self, tensors: list[Any]) -> list[int]:
+        """The memory whose numbers it reads."""
+        return [address(tensors[number]) for number in self.operation.inputs()]
+
 
 class Prepared:
-    """Operations that are one call of the library."""
+    """Operations that are one call of the library.
 
-    def __init__(self, operations: list[Operation], calls: list[kernels.KernelCall]) -> None:
-        self._operations, self._calls = operations, calls
+    `omitted`: calls of the whole program that leave out the floats of what they make of bytes.
+    """
+
+    def __init__(
+        self,
+        operations: list[Operation],
+        calls: list[kernels.KernelCall],
+        omitted: list[kernels.KernelCall],
+    ) -> None:
+        self._operations, self._calls, self._omitted = operations, calls, omitted
         self._together: kernels.Calls | None = None
 
     def extend(self, other: "Prepared") -> None:
@@ -74,16 +90,38 @@ class Prepared:
         self._operations += other._operations
         self._calls += other._calls
 
+    def reads(self, tensors: list[Any]) -> list[int]:
+        """The memory whose numbers the only operation reads, and not just the bytes of them."""
+        (operation,), (call,) = self._operations, self._calls
+        memory = [address(tensors[number]) for number in operation.inputs()]
+        if call.marked is not None:
+            memory.remove(address(call.marked))
+        return memory
+
+    def omit_floats(self, read: set[int]) -> None:
+        """Leave out the numbers of bytes where only the bytes are read; `read`: other memory."""
+        for i, call in enumerate(self._calls):
+            if call.bytes_alone and address(call.results) not in read:
+                self._omitted.append(call)
+                self._calls[i] = call._replace(arguments=call.bytes_alone)
+
     def __call__(self, tensors: list[Any]) -> None:
         """Write the results; `tensors` by number, for what the kernels decline."""
         if self._together is None:
             self._together = kernels.Calls(self._calls)
         at = 0
         while (at := self._together.run(at)) < len(self._calls):
+            for call in self._omitted:  # as Python reads floats
+                call()
             operation = self._operations[at]
             args, kwargs = operation.arguments(tensors)
             _copied(self._calls[at].results, operation.function(*args, **kwargs))
             at += 1
+
+
+def address(x: Tensor) -> int:
+    """Where the memory begins that the tensor shares with its views."""
+    return x.untyped_storage().data_ptr()
 
 
 def _copied(to: Any, results: Any) -> Any:

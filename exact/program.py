@@ -7,6 +7,7 @@ follow from shapes alone, are made once. Only small tensors are kept in this way
 large ones is in the operation itself.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from exact import kernels, registry
 from exact.bytes import signed_bytes
-from exact.parts import Operation, Prepared, Repeated
+from exact.parts import Operation, Prepared, Repeated, address
 from exact.recording import Recording, Ref, Update, map_refs, numbers
 
 __all__ = ["Program"]
@@ -46,10 +47,18 @@ class Program:
         self._constant: set[int] = set()  # those that follow from shapes
         self._memory: dict[int, bool] = {}  # its own, by address: whether it holds constants
         self._size = 0  # bytes of it
+        self._read: set[int] = set()  # memory of which the numbers are read, not only their bytes
+        self._omitted: list[kernels.KernelCall] = []  # as Prepared has it
         self._parts: list[list[Repeated | Prepared] | Update] = []  # once it has run
         self._gradients: list[tuple[Tensor, Any]] = []  # weights, and the memory of their gradients
-        updates = [step for step in steps if isinstance(step, Update)]
-        self._updated = [x for step in updates for x, _ in step.gradients]
+        updated = [x for step in steps if isinstance(step, Update) for x in step.gradients]
+        after = {id(x) for x, _ in recording.gradients}
+        before = {id(x): ref for x, ref in updated}
+        # Gradients that the step clears after an update, and those that it makes after it.
+        self._cleared = [x for x, _ in updated if id(x) not in after]
+        self._made = [(x, ref) for x, ref in recording.gradients if before.get(id(x)) != ref]
+        refs = [ref for _, ref in (*updated, *recording.gradients)]
+        self._left = numbers((recording.results, refs))  # what others than operations read
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         """The results of the step for these inputs; gradients are left at the weights."""
@@ -58,9 +67,9 @@ class Program:
             tensors[number] = x
         first = not self._parts
         (self._prepare if first else self._run)(tensors)
-        for x in self._updated:  # whose gradients the step may clear at the end
+        for x in self._cleared:
             x.grad = None
-        self._leave(self._recording.gradients, tensors, copied=first)
+        self._leave(self._made, tensors, copied=first)
         with torch._C._DisableTorchDispatch():
             return map_refs(lambda ref: self._result(tensors[ref.number]), self._recording.results)
 
@@ -85,7 +94,7 @@ class Program:
         return places
 
     def _result(self, x: Tensor) -> Tensor:
-        if _address(x) in self._memory:
+        if address(x) in self._memory:
             return x.clone()
         return x.detach() if x.requires_grad else x
 
@@ -94,7 +103,7 @@ class Program:
         with torch._C._DisableTorchDispatch():
             for x, (number,) in gradients:
                 found = tensors[number]
-                constant = self._memory.get(_address(found))
+                constant = self._memory.get(address(found))
                 if constant is not None:
                     found = found.clone() if copied or constant else found.detach()
                 x.grad = found
@@ -121,10 +130,8 @@ class Program:
         """Run the operations, and note how to run them again."""
         with torch._C._DisableTorchDispatch():
             for number in set(self._recording.inputs) - self._returned:
-                # Of indices and labels, as no update writes them.
-                if tensors[number].dtype is torch.int64 and self._keep(
-                    [number], tensors, copy=True
-                ):
+                is_index = tensors[number].dtype is torch.int64  # or a label: no update writes it
+                if is_index and self._keep([number], tensors, copy=True):
                     self._copied.add(number)
         known: list[list[Repeated | Prepared] | Update] = []
         for group in self._steps:
@@ -142,14 +149,20 @@ class Program:
                         parts.append(part)
             known.append(parts)
         for x, (number,) in self._recording.gradients:
-            if self._memory.get(_address(tensors[number])) is False:
+            if self._memory.get(address(tensors[number])) is False:
                 self._gradients.append((x, tensors[number].untyped_storage()))
+        self._read.update(address(tensors[number]) for number in self._left)
+        for part in itertools.chain(*(parts for parts in known if isinstance(parts, list))):
+            if isinstance(part, Prepared):
+                part.omit_floats(self._read)
         self._known, self._parts = self._places(), known
 
     def _first(self, operation: Operation, tensors: list[Any]) -> Repeated | Prepared | None:
         """Do the operation; return how to do it again, None where its results stay as they are."""
         call = operation.do(tensors)
         part = self._how(operation, call, tensors)
+        if part:
+            self._read.update(part.reads(tensors))
         for number in operation.unused:
             tensors[number] = None
         return part
@@ -159,10 +172,9 @@ class Program:
     ) -> Repeated | Prepared | None:
         """The same for an operation that was done; `call`: its kernel."""
         kind, results = operation.call.operation, numbers(operation.call.results)
-        inputs = numbers((operation.call.args, operation.call.kwargs))
-        again = Repeated(operation)
-        memory = {_address(tensors[number]) for number in inputs}
-        shares = any(_address(tensors[number]) in memory for number in results)  # as a view does
+        inputs, again = operation.inputs(), Repeated(operation)
+        memory = {address(tensors[number]) for number in inputs}
+        shares = any(address(tensors[number]) in memory for number in results)  # as a view does
         stays = all(self._tensors[number] is not None for number in inputs)
         random = registry.is_random(kind)
         if not random and (kind in _BY_SHAPE or self._constant.issuperset(inputs)):
@@ -173,7 +185,7 @@ class Program:
         if shares:
             return None if stays and self._keep(results, tensors, shared=True) else again
         if stays and call and self._keep(results, tensors):
-            return Prepared([operation], [call])
+            return Prepared([operation], [call], self._omitted)
         if operation.kept and self._keep(results, tensors, copy=True):
             return again._replace(kept=tuple((n, self._tensors[n]) for n in results))
         return again
@@ -203,9 +215,5 @@ class Program:
         for number, x in zip(numbers, found, strict=True):
             tensors[number] = self._tensors[number] = x
             if not shared:
-                self._memory[_address(x)] = constant
+                self._memory[address(x)] = constant
         return True
-
-
-def _address(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()

@@ -60,12 +60,13 @@ def _words(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     blocks = (n + 3) // 4
     words = torch.empty((blocks, 4), dtype=torch.int64)
-    for start in range(0, blocks, _CHUNK):
-        block = torch.arange(start, min(start + _CHUNK, blocks))
-        zero = torch.zeros_like(block)
-        counter = (block & _MASK, block >> 32, zero, zero)
-        columns = _philox(counter, (key & _MASK, key >> 32))
-        torch.stack(columns, 1, out=words[start : start + _CHUNK])
+    with torch._C._DisableTorchDispatch():  # by the mode, as integers need none of it
+        for start in range(0, blocks, _CHUNK):
+            block = torch.arange(start, min(start + _CHUNK, blocks))
+            zero = torch.zeros_like(block)
+            counter = (block & _MASK, block >> 32, zero, zero)
+            columns = _philox(counter, (key & _MASK, key >> 32))
+            torch.stack(columns, 1, out=words[start : start + _CHUNK])
     return words.flatten()[:n]
 
 

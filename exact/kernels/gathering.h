@@ -1,4 +1,4 @@
-/* Rows of n bytes less 128, and their numbers (byte / 256). */
+/* Rows of n bytes less 128, and their numbers (byte / 256) unless `out` is NULL. */
 typedef struct {
     const int8_t *x;
     const int64_t *index;
@@ -18,6 +18,7 @@ static void gather_block(void *gather, long block) {
             for (long j = 0; j < t->n; j += 64)
                 __builtin_prefetch(t->x + t->index[i + AHEAD] * t->n + j);
         memcpy(t->bytes + i * t->n, row, (size_t)t->n);
+        if (!t->out) continue;
         for (long j = 0; j < t->n; j++) t->out[i * t->n + j] = (float)(row[j] + 128) * 0.00390625f;
     }
 }

@@ -17,9 +17,13 @@ def _index_select(library: Any, x: Tensor, dim: int, index: Tensor) -> KernelCal
     shape, bytes_ = (n, *x.shape[1:]), signed_bytes(x)
     if bytes_ is not None and bytes_.is_contiguous():
         gathered, out = torch.empty(shape, dtype=torch.int8), torch.empty(shape)
-        to = gathered.data_ptr(), out.data_ptr(), torch.get_num_threads()
         images = bytes_.data_ptr(), rows, index.data_ptr(), n, x.numel() // rows
-        return KernelCall(library.gather_bytes, images + to, mark_bytes(out, gathered), kept=bytes_)
+        full, alone = (
+            (*images, gathered.data_ptr(), floats, torch.get_num_threads())
+            for floats in (out.data_ptr(), None)
+        )
+        result = mark_bytes(out, gathered)
+        return KernelCall(library.gather_bytes, full, result, kept=bytes_, bytes_alone=alone)
     if bytes_ is not None or x.dim() != 1 or not x.is_contiguous():
         return None  # of many numbers, as PyTorch has threads for them
     out = x.new_empty(shape)

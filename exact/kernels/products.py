@@ -51,7 +51,9 @@ def _product(library: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> KernelC
     multiply = library.float_product if a_bytes is b_bytes is None else library.byte_product
     # Kept: transposed bytes, which may be new ones, and the structure.
     kept = product, a_bytes, b_bytes
-    return KernelCall(multiply, (ctypes.addressof(product), torch.get_num_threads()), out, kept)
+    marked = a if a_bytes is not None else b if b_bytes is not None else None
+    arguments = ctypes.addressof(product), torch.get_num_threads()
+    return KernelCall(multiply, arguments, out, kept, marked)
 
 
 def _call(a: Tensor, b: Tensor, out: Tensor, bits: tuple[int, int]) -> _Product:

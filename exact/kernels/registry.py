@@ -23,6 +23,8 @@ class KernelCall(NamedTuple):
     arguments: tuple[Any, ...]  # addresses and integers
     results: Any  # the tensors that it writes
     kept: Any = None  # what else the addresses lead to, unless the caller has it
+    marked: Tensor | None = None  # the argument of which it reads the bytes, and not the floats
+    bytes_alone: tuple[Any, ...] = ()  # the arguments for which it writes a result's bytes alone
 
     def __call__(self) -> Any:
         """The results; None where the kernel declines these numbers."""

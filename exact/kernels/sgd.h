@@ -2,7 +2,7 @@
 typedef struct {
     float *weights, *momentum;  /* momentum: or NULL */
     const float *grad;
-    long n;
+    int64_t n;
 } Weights;
 
 typedef struct {

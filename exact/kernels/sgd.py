@@ -10,15 +10,11 @@ from torch.autograd.graph import increment_version
 from torch.optim import SGD, Optimizer
 
 from exact.kernels.registry import is_plain
-from exact.kernels.shared_library import fields, library
+from exact.kernels.shared_library import library
 
 __all__ = ["update"]
 
 _STEP = inspect.unwrap(SGD.step)  # of a subclass, too, and whatever decorates it
-
-
-class _Weights(ctypes.Structure):
-    _fields_ = fields("weights* momentum* grad* n")
 
 
 def update(optimizer: Optimizer) -> bool:
@@ -31,31 +27,31 @@ def update(optimizer: Optimizer) -> bool:
     if not all(updates):
         return False
     for parameters, weights, settings in filter(None, updates):
-        compiled.sgd(weights, len(weights), settings, torch.get_num_threads())
+        compiled.sgd(weights, len(parameters), settings, torch.get_num_threads())
         increment_version(parameters)
     return True
 
 
 def _sgd(group: dict[str, Any], state: Any) -> tuple[list[Tensor], Any, Any] | None:
     """What the kernel takes: the weights with their gradients and momentum, and the settings."""
-    if any(group[key] for key in ("nesterov", "maximize", "differentiable", "fused")):
+    if group["nesterov"] or group["maximize"] or group["differentiable"] or group["fused"]:
         return None
     numbers = [-group["lr"], group["momentum"], 1 - group["dampening"], group["weight_decay"]]
-    parameters, rows = [], []
+    parameters: list[Tensor] = []
+    weights: list[int] = []  # of each: addresses of it, its momentum and gradient, and its size
     for p in group["params"]:
         grad = p.grad
         if grad is None:
             continue
-        tensors = [p, grad]
-        if group["momentum"]:
-            if (buffer := state[p].get("momentum_buffer")) is None:
-                return None
-            tensors.append(buffer)
-        if not is_plain(*tensors) or any(x.shape != p.shape for x in tensors):
+        buffer = state[p].get("momentum_buffer") if group["momentum"] else grad
+        if buffer is None or not (
+            is_plain(p, grad, buffer) and p.shape == grad.shape == buffer.shape
+        ):
             return None
-        weights, gradient, *momentum = (x.data_ptr() for x in tensors)
-        rows.append(_Weights(weights, momentum[0] if momentum else None, gradient, p.numel()))
+        momentum = 0 if buffer is grad else buffer.data_ptr()
+        weights += p.data_ptr(), momentum, grad.data_ptr(), p.numel()
         parameters.append(p)
-    if not all(isinstance(number, float | int) for number in numbers):
-        return None
-    return parameters, (_Weights * len(rows))(*rows), (ctypes.c_float * 4)(*numbers)
+    for number in numbers:
+        if not isinstance(number, float | int):
+            return None
+    return parameters, (ctypes.c_int64 * len(weights))(*weights), (ctypes.c_float * 4)(*numbers)

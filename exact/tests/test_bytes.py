@@ -68,6 +68,23 @@ def test_the_largest_integers_neither_saturate_nor_overflow(
     assert (products.matmul(turned, a.t()) == expected).all()
 
 
+def test_a_slice_has_its_part_of_the_bytes() -> None:
+    generator = torch.Generator().manual_seed(1)
+    marked = exact.from_bytes(torch.randint(0, 256, (9, 5, 7), generator=generator).to(torch.uint8))
+    slices = [marked[2:6].flatten(1), marked[8], marked[3:4, 1:3][0].t(), marked.split(4)[2][0]]
+    slices += [marked[1:5].view(4, 35), marked[2:6].flatten(1).t(), marked[7:7].flatten(1)]
+    for x in slices:
+        bytes_ = signed_bytes(x)
+        assert bytes_ is not None and torch.equal((bytes_.float() + 128) / 256, x)
+        weights = numbers((x.shape[1], 3), 3)
+        assert torch.equal(products.matmul(x, weights), products.matmul(x.clone(), weights))
+    inner = torch.empty(0).set_(torch.zeros(20).untyped_storage(), 5, (5,), (1,))  # of 20
+    mark_bytes(inner, torch.full((5,), -128, dtype=torch.int8))
+    others = [marked[:, 1], marked[..., 1:3], marked[0].t()[1:], marked[0, 0].expand(2, 7)]
+    others += [inner.as_strided((6,), (1,), 5), inner.as_strided((2,), (1,), 0)]
+    assert [signed_bytes(x) for x in others] == [None] * len(others)
+
+
 def test_a_changed_tensor_is_no_longer_taken_for_its_bytes() -> None:
     marked = exact.from_bytes(torch.full((3, 2), 255).to(torch.uint8))
     view = marked[1:]

@@ -333,6 +333,65 @@ def test_threads_may_repeat_a_step_at_once() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda x, w: [x @ w],
+        lambda x, w: [x @ w * torch.inf, x],
+        lambda x, w: [x @ w, x[1:3]],
+        lambda x, w: [x @ w, x.sum()],
+        lambda x, w: [x @ w, x.t()[2:] * 2],
+        lambda x, w: [x @ x.t()],
+        lambda x, w: [x[2:] @ w, x[1:3].t() @ x[1:3]],
+    ],
+)
+def test_numbers_of_bytes_are_there_for_whoever_reads_them(of: Any) -> None:
+    """A product that a kernel does not decline, as of NaN, reads bytes alone."""
+    images, weights = exact.from_bytes(IMAGES), torch.rand(12, 3, generator=G)
+    spoiled = weights.clone().fill_(torch.nan)
+
+    def results(compiled: Any) -> Any:
+        w = weights.clone()
+        step = compiled(lambda batch: of(images.index_select(0, batch), w))
+        found = []
+        for number in range(9):
+            w.copy_(spoiled if number == 5 else weights * number)
+            found += step(torch.arange(number, number + 6))
+        return found
+
+    both(results)
+
+
+def test_a_gradient_that_is_a_number_of_bytes_is_there() -> None:
+    images = exact.from_bytes(IMAGES)
+
+    class Images(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, weights: Tensor, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return weights.sum()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            return ctx.saved_tensors[0], None
+
+    def gradients(compiled: Any) -> Any:
+        weights = torch.zeros(6, 12, requires_grad=True)
+
+        @compiled
+        def step(batch: Tensor) -> None:
+            weights.grad = None
+            Images.apply(weights, images.index_select(0, batch)).backward()
+
+        found = []
+        for number in range(7):
+            step(torch.arange(number, number + 6))
+            found.append(weights.grad)
+        return found
+
+    both(gradients)
+
+
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     """All programs that are made from now on."""
