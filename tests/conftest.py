@@ -94,8 +94,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more than there are cores, as many tests wait for a server or a process."""
-    return (os.cpu_count() or 1) + 2
+    """Three more than there are cores, as many tests wait for a server or a process."""
+    return (os.cpu_count() or 1) + 3
 
 
 @pytest.fixture(scope="session")
@@ -273,9 +273,10 @@ def finished(shared_folder: Path, mirror: Path) -> Clone:
     """A clone with short trainings in which the whole pipeline has run. Tests work in copies.
 
     HEAD holds the results; HEAD~1 is what they were made from, and what the runs name as their
-    commit. `repro.log` beside the folder is what `dvc repro` printed.
+    commit. Beside the folder, `repro.log` is what `dvc repro` printed, and `notes` has what each
+    stage loaded and read.
     """
-    folder, log = shared_folder / "finished", shared_folder / "repro.log"
+    folder, log, notes = (shared_folder / name for name in ("finished", "repro.log", "notes"))
     clone = Clone(folder, mirror)
     with FileLock(f"{folder}.lock"):
         if not log.exists():
@@ -284,7 +285,9 @@ def finished(shared_folder: Path, mirror: Path) -> Clone:
             shutil.copy(folder / "tests/params.yaml", folder / "params.yaml")
             clone.edit(SHORT)
             clone.commit("short trainings")
-            printed = clone.run("dvc", "repro")
+            notes.mkdir(exist_ok=True)
+            noting = str(ROOT / "tests/noting")
+            printed = clone.run("dvc", "repro", PYTHONPATH=noting, NOTES=str(notes))
             clone.commit("results")
             log.write_text(printed)
     return clone

@@ -20,7 +20,7 @@ ENVIRONMENTS: tuple[dict[str, str], ...] = (
 
 
 @pytest.mark.slow
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5"])
 def test_a_model_of_torchvision_has_the_same_bits_and_natively_it_has_others(name: str) -> None:
     def digests(arithmetic: str) -> set[str]:
