@@ -32,8 +32,9 @@ def from_bytes(x: Tensor) -> Tensor:
     """Convert uint8 (…) to the numbers x / 256 in [0, 1), float32 (…), marked with their bytes.
 
     Indexing under the mode passes the mark on; a slice or another shape keeps it; a copy loses it.
-    Without it a product is the same, but slower. A change by PyTorch ends it; one
-    through `.numpy()` or `.data` is not noticed, so make none.
+    Without it a product is the same, but slower. A change by an operation of PyTorch ends it. Not
+    noticed are those of which PyTorch keeps no count, so make none: through `.numpy()` or `.data`,
+    by `apply_` and `map_`, or through a view that is made in inference mode.
     Raises TypeError for other types than uint8.
     """
     if x.dtype != torch.uint8:
@@ -77,8 +78,9 @@ def _from_signed(bytes_: Tensor) -> Tensor:
 
 def _mark(x: Tensor) -> _Mark | None:
     mark: _Mark | None = getattr(x, _MARK, None)
-    # A shallow copy has the mark of another tensor.
-    return mark if mark and mark.of() is x and mark.version == x._version else None
+    # A shallow copy has the mark of another tensor; some changes of the shape count no version.
+    same = mark and mark.of() is x and mark.version == x._version and mark.bytes.shape == x.shape
+    return mark if same else None
 
 
 def mark_bytes(x: Tensor, bytes_: Tensor) -> Tensor:

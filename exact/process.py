@@ -146,7 +146,8 @@ def optimizer_hooks() -> Iterator[None]:
     def begin(optimizer: Any, args: Any, kwargs: Any) -> None:
         optimizers.before_step(optimizer, args, kwargs)
         if (mode := active()) and mode.recording:
-            mode.recording.begin_update(optimizer, closure=len(args) > 1 or bool(kwargs))
+            given = (*args[1:], *kwargs.values())
+            mode.recording.begin_update(optimizer, closure=any(x is not None for x in given))
 
     def end(optimizer: Any, args: Any, kwargs: Any) -> None:
         optimizers.after_step(optimizer, args, kwargs)

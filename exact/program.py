@@ -16,7 +16,7 @@ from torch import Tensor
 from exact import kernels, registry
 from exact.bytes import signed_bytes
 from exact.parts import Operation, Prepared, Repeated, address
-from exact.recording import Recording, Ref, Update, map_refs, numbers
+from exact.recording import Gradients, Recording, Ref, Update, map_refs, numbers
 
 __all__ = ["Program"]
 
@@ -51,14 +51,13 @@ class Program:
         self._omitted: list[kernels.KernelCall] = []  # as Prepared has it
         self._parts: list[list[Repeated | Prepared] | Update] = []  # once it has run
         self._gradients: list[tuple[Tensor, Any]] = []  # weights, and the memory of their gradients
-        updated = [x for step in steps if isinstance(step, Update) for x in step.gradients]
-        after = {id(x) for x, _ in recording.gradients}
-        before = {id(x): ref for x, ref in updated}
-        # Gradients that the step clears after an update, and those that it makes after it.
-        self._cleared = [x for x, _ in updated if id(x) not in after]
-        self._made = [(x, ref) for x, ref in recording.gradients if before.get(id(x)) != ref]
-        refs = [ref for _, ref in (*updated, *recording.gradients)]
-        self._left = numbers((recording.results, refs))  # what others than operations read
+        updates = [step.gradients for step in steps if isinstance(step, Update)]
+        self._left = [*itertools.chain(*updates), *recording.gradients]
+        before = {id(x): ref for gradients in updates for x, ref in gradients}
+        new = Ref(-1)  # where no update left one
+        self._left_last = [
+            (x, ref) for x, ref in recording.gradients if before.get(id(x), new) != ref
+        ]
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         """The results of the step for these inputs; gradients are left at the weights."""
@@ -67,9 +66,7 @@ class Program:
             tensors[number] = x
         first = not self._parts
         (self._prepare if first else self._run)(tensors)
-        for x in self._cleared:
-            x.grad = None
-        self._leave(self._made, tensors, copied=first)
+        self._leave(self._left_last, tensors, copied=first)
         with torch._C._DisableTorchDispatch():
             return map_refs(lambda ref: self._result(tensors[ref.number]), self._recording.results)
 
@@ -94,19 +91,16 @@ class Program:
         return places
 
     def _result(self, x: Tensor) -> Tensor:
-        if address(x) in self._memory:
-            return x.clone()
-        return x.detach() if x.requires_grad else x
+        return x.clone() if address(x) in self._memory else x.detach()
 
-    def _leave(self, gradients: list[tuple[Tensor, Ref]], tensors: list[Any], copied: bool) -> None:
+    def _leave(self, gradients: Gradients, tensors: list[Any], copied: bool) -> None:
         """Leave the gradients at the weights, in the program's memory unless they are copied."""
         with torch._C._DisableTorchDispatch():
-            for x, (number,) in gradients:
-                found = tensors[number]
-                constant = self._memory.get(address(found))
-                if constant is not None:
-                    found = found.clone() if copied or constant else found.detach()
-                x.grad = found
+            for x, ref in gradients:
+                x.grad = found = None if ref is None else tensors[ref.number]
+                constant = None if found is None else self._memory.get(address(found))
+                if found is not None and constant is not None:
+                    x.grad = found.clone() if copied or constant else found.detach()
 
     def _update(self, step: Update, tensors: list[Any], copied: bool) -> None:
         self._leave(step.gradients, tensors, copied)
@@ -148,10 +142,11 @@ class Program:
                     elif part:
                         parts.append(part)
             known.append(parts)
-        for x, (number,) in self._recording.gradients:
-            if self._memory.get(address(tensors[number])) is False:
-                self._gradients.append((x, tensors[number].untyped_storage()))
-        self._read.update(address(tensors[number]) for number in self._left)
+        for x, ref in self._left:
+            if ref and self._memory.get(address(tensors[ref.number])) is False:
+                self._gradients.append((x, tensors[ref.number].untyped_storage()))
+        read = numbers((self._recording.results, self._left))
+        self._read.update(address(tensors[number]) for number in read)
         for part in itertools.chain(*(parts for parts in known if isinstance(parts, list))):
             if isinstance(part, Prepared):
                 part.omit_floats(self._read)
@@ -205,9 +200,9 @@ class Program:
         if not (self._keeping and small):
             return False
         if copy:
-            copies = [x.clone() for x in found]
             if any(signed_bytes(x) is not None for x in found):  # which a copy does not have
                 return False
+            copies = [x.clone() for x in found]
             if [x.stride() for x in found] != [x.stride() for x in copies]:
                 return False
             found = copies

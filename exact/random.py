@@ -10,12 +10,14 @@ Numbers are built from bits by single IEEE operations in a fixed order; torch's 
 `randn` and `uniform_` are avoided, as their last bits differ between CPUs.
 """
 
+import contextlib
 import hashlib
 import math
 
 import torch
 from torch import Tensor
 
+from exact.dispatch import active
 from exact.normal import inverse_normal_cdf
 
 __all__ = ["integers", "normal", "permutation", "uniform"]
@@ -60,7 +62,10 @@ def _words(n: int, seed: int, purpose: str, *counters: int) -> Tensor:
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     blocks = (n + 3) // 4
     words = torch.empty((blocks, 4), dtype=torch.int64)
-    with torch._C._DisableTorchDispatch():  # by the mode, as integers need none of it
+    mode = active()
+    recorded = mode is not None and mode.recording is not None
+    # Not through the mode, which integers do not need, except in a step that is recorded.
+    with contextlib.nullcontext() if recorded else torch._C._DisableTorchDispatch():
         for start in range(0, blocks, _CHUNK):
             block = torch.arange(start, min(start + _CHUNK, blocks))
             zero = torch.zeros_like(block)

@@ -18,8 +18,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from exact import registry
 from exact.errors import NotExactError
+from exact.nested import mapped, require_plain, same
 
-__all__ = ["Call", "Recording", "Ref", "Update", "map_refs", "numbers"]
+__all__ = ["Call", "Gradients", "Recording", "Ref", "Update", "map_refs", "numbers"]
 
 _DECIDED_BY_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _MASKS = (torch.bool, torch.uint8)
@@ -40,14 +41,17 @@ class Call(NamedTuple):
     results: Any
 
 
+Gradients = list[tuple[Tensor, Ref | None]]  # of weights; None where a weight has no gradient
+
+
 class Update(NamedTuple):
-    """A step of an optimiser, with the gradients that it finds.
+    """A step of an optimiser, with the gradients that it finds at all of its weights.
 
     Its operations are not recorded, as they depend on the number of steps before.
     """
 
     optimizer: Optimizer
-    gradients: list[tuple[Tensor, Ref]]
+    gradients: Gradients
 
 
 class Recording:
@@ -57,13 +61,13 @@ class Recording:
         self.steps: list[Call | Update] = []
         self.outside: dict[int, Tensor] = {}
         self.modules: list[Module] = []
-        self.gradients: list[tuple[Tensor, Ref]] = []  # those that the call leaves behind
+        self.gradients: Gradients = []  # those that the call leaves behind
         self.results: Any = None
         self.size = 0  # the number of tensors
         self.shared = False  # whether workers divide a batch, whose sums depend on all of them
         # Weakly, as autograd copies a gradient that somebody else holds.
         self._numbers = WeakTensorKeyDictionary()
-        self._paused = False
+        self._updates = 0  # that have begun and not ended: one may call another
         self._generators: dict[Any, Tensor] = {}  # the state after the last random operation
         self.inputs = [self._new(x).number for x in inputs]  # twice the same for the same tensor
         self._first = self.size
@@ -78,18 +82,30 @@ class Recording:
 
         with register_module_forward_pre_hook(note):
             results = step()
+        require_plain(results)
         self.modules = list(dict.fromkeys(self.modules))
-        leaves = [x for x in self.outside.values() if x.requires_grad and x.is_leaf]
-        self.gradients = [(x, self._ref(x.grad)) for x in leaves if x.grad is not None]
+        self.gradients = self._gradients(self._weights())
         self.results = map_tensors(self._ref, results)
         return map_tensors(Tensor.detach, results)
+
+    def _weights(self) -> list[Tensor]:
+        """Those whose gradients the step may change: it reads them, or the module has them."""
+        outside = list(self.outside.values())
+        found = outside + [x._base for x in outside if x._base is not None]
+        found += [x for module in self.modules for x in module.parameters()]
+        found += [x for step in self.steps if isinstance(step, Update) for x, _ in step.gradients]
+        return [x for x in found if x.requires_grad and x.is_leaf]
+
+    def _gradients(self, weights: list[Tensor]) -> Gradients:
+        each = {id(x): x for x in weights}.values()
+        return [(x, None if x.grad is None else self._ref(x.grad)) for x in each]
 
     def before(self, operation: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Raise NotExactError for an operation by which data, or a generator, decide what is done.
 
         Called before each operation.
         """
-        if self._paused:
+        if self._updates:
             return
         if operation is registry.aten.index.Tensor:
             decided = any(x is not None and x.dtype in _MASKS for x in args[1])
@@ -111,7 +127,7 @@ class Recording:
 
     def add(self, operation: Any, args: Any, kwargs: dict[str, Any], results: Any) -> None:
         """Record an operation that was done."""
-        if self._paused or operation.namespace == "profiler":
+        if self._updates or operation.namespace == "profiler":
             return
         if operation is registry.aten.detach.default:
             (number,) = self._ref(args[0])
@@ -128,29 +144,33 @@ class Recording:
         """Pause until `end_update`: an optimiser begins its step."""
         if closure:
             raise NotExactError("a compiled step cannot give the optimiser a closure: step() alone")
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [(p, self._ref(p.grad)) for p in parameters if p.grad is not None]
-        self.steps.append(Update(optimizer, gradients))
-        self._paused = True
+        if not self._updates:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.steps.append(Update(optimizer, self._gradients(parameters)))
+        self._updates += 1
 
     def end_update(self) -> None:
         """Go on after the optimiser's step."""
-        self._paused = False
+        self._updates -= 1
 
     def difference(self, other: "Recording") -> str | None:
         """What the other recording does in another way, None if nothing."""
         if self.shared:
             return "sums over several workers"
         for mine, theirs in zip(self.steps, other.steps, strict=False):
-            if not _same(mine, theirs):
+            if not same(mine, theirs):
                 return str(mine.operation) if isinstance(mine, Call) else "the optimiser's step"
-            for index in numbers(tuple(mine)):
-                if self.outside.get(index) is not other.outside.get(index):
-                    return f"{getattr(mine, 'operation', mine)}, by a tensor that is new each time"
+            if self._is_new(tuple(mine), other):
+                return f"{getattr(mine, 'operation', mine)}, by a tensor that is new each time"
         if len(self.steps) != len(other.steps) or self.modules != other.modules:
             return "the number of operations"
-        left = [(part.gradients, part.results) for part in (self, other)]
-        return None if _same(*left) else "the results"
+        left, before = ((part.gradients, part.results) for part in (self, other))
+        return None if same(left, before) and not self._is_new(left, other) else "the results"
+
+    def _is_new(self, value: Any, other: "Recording") -> bool:
+        """Whether it has a tensor from outside that is another one in the other recording."""
+        outside = (self.outside.get, other.outside.get)
+        return any(outside[0](number) is not outside[1](number) for number in numbers(value))
 
     def _ref(self, x: Tensor) -> Ref:
         if x not in self._numbers:
@@ -167,12 +187,12 @@ class Recording:
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """The value with each tensor replaced, in lists, tuples and dictionaries."""
-    return _mapped(lambda x: function(x) if isinstance(x, Tensor) else x, value)
+    return mapped(lambda x: function(x) if isinstance(x, Tensor) else x, value, Ref)
 
 
 def map_refs(function: Callable[[Ref], Any], value: Any) -> Any:
     """The value with each Ref replaced."""
-    return _mapped(lambda x: function(x) if isinstance(x, Ref) else x, value)
+    return mapped(lambda x: function(x) if isinstance(x, Ref) else x, value, Ref)
 
 
 def numbers(value: Any) -> list[int]:
@@ -180,27 +200,3 @@ def numbers(value: Any) -> list[int]:
     found: list[int] = []
     map_refs(lambda ref: found.append(ref.number), value)
     return found
-
-
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _mapped(function, item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and not isinstance(value, Ref):
-        items = [_mapped(function, item) for item in value]
-        if hasattr(value, "_fields"):
-            return type(value)(*items)
-        return tuple(items) if isinstance(value, tuple) else items
-    return function(value)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two values are equal, with their types, as 1 and True and 1.0 are not."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return list(a) == list(b) and _same(list(a.values()), list(b.values()))
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, (Tensor, Optimizer)):
-        return a is b
-    return bool(a == b) or (a != a and b != b)

@@ -35,10 +35,11 @@ class Replay:
         )
         bases = _bases(recording)
         returned = [bases[number] for number in numbers(recording.results)]
-        left = {bases[ref.number] for _, ref in recording.gradients}
+        left = {bases[number] for number in numbers(recording.gradients)}
         self._returned = set(returned)
         # Results that share memory, with each other or with gradients, are to share it each time.
         shared = len(self._returned) < len(returned) or not left.isdisjoint(returned)
+        shared = shared or _reads_updated(recording, bases)
         self._programs = 0 if writes or shared else _PROGRAMS
         self._program: Program | None = None
         self._running = threading.Lock()
@@ -55,7 +56,8 @@ class Replay:
         recording = self._recording
         decided: list[Any] = [(x.requires_grad, x.dtype) for x in recording.outside.values()]
         for module in recording.modules:
-            decided += [module.training, *map(id, module._parameters.values())]
+            decided.append(module.training)
+            decided += map(id, (*module._parameters.values(), *module._buffers.values()))
         return decided
 
     def __call__(self, inputs: list[Tensor]) -> Any:
@@ -82,12 +84,12 @@ class Replay:
 def _ready(recording: Recording, table: Any) -> list[list[Operation] | Update]:
     """Runs of operations between the optimisers' updates, without those that nobody needs."""
     needed = {*recording.outside, *numbers(recording.results)}
-    needed.update(ref.number for _, ref in recording.gradients)
+    needed.update(numbers(recording.gradients))
     read: set[int] = set()  # by kernels, or a view of it
     steps: list[list[Operation] | Update] = [[]]
     for step in reversed(recording.steps):
         if isinstance(step, Update):
-            needed.update(ref.number for _, ref in step.gradients)
+            needed.update(numbers(step.gradients))
             steps += [step, []]
             continue
         results, inputs = set(numbers(step.results)), set(numbers((step.args, step.kwargs)))
@@ -103,6 +105,19 @@ def _ready(recording: Recording, table: Any) -> list[list[Operation] | Update]:
         if kernel or (kept and registry.is_view(step.operation)):
             read |= inputs
     return [step if isinstance(step, Update) else step[::-1] for step in reversed(steps) if step]
+
+
+def _reads_updated(recording: Recording, bases: list[int]) -> bool:
+    """Whether a gradient is read after an optimiser's step, which may have changed it."""
+    updated: set[int] = set()
+    for step in recording.steps:
+        what = step.gradients if isinstance(step, Update) else (step.args, step.kwargs)
+        read = {bases[number] for number in numbers(what)}
+        if not updated.isdisjoint(read):
+            return True
+        if isinstance(step, Update):
+            updated |= read
+    return not updated.isdisjoint(bases[number] for number in numbers(recording.results))
 
 
 def _has_effects(operation: Any) -> bool:

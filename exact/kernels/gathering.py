@@ -18,12 +18,11 @@ def _index_select(library: Any, x: Tensor, dim: int, index: Tensor) -> KernelCal
     if bytes_ is not None and bytes_.is_contiguous():
         gathered, out = torch.empty(shape, dtype=torch.int8), torch.empty(shape)
         images = bytes_.data_ptr(), rows, index.data_ptr(), n, x.numel() // rows
-        full, alone = (
-            (*images, gathered.data_ptr(), floats, torch.get_num_threads())
-            for floats in (out.data_ptr(), None)
-        )
-        result = mark_bytes(out, gathered)
-        return KernelCall(library.gather_bytes, full, result, kept=bytes_, bytes_alone=alone)
+        threads = torch.get_num_threads()
+        full = *images, gathered.data_ptr(), out.data_ptr(), threads
+        alone = *images, gathered.data_ptr(), None, threads
+        kept, result = (bytes_, gathered), mark_bytes(out, gathered)
+        return KernelCall(library.gather_bytes, full, result, kept, bytes_alone=alone)
     if bytes_ is not None or x.dim() != 1 or not x.is_contiguous():
         return None  # of many numbers, as PyTorch has threads for them
     out = x.new_empty(shape)

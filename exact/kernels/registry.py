@@ -22,7 +22,7 @@ class KernelCall(NamedTuple):
     function: Any
     arguments: tuple[Any, ...]  # addresses and integers
     results: Any  # the tensors that it writes
-    kept: Any = None  # what else the addresses lead to, unless the caller has it
+    kept: Any = None  # what else the addresses lead to, that is no argument of the operation
     marked: Tensor | None = None  # the argument of which it reads the bytes, and not the floats
     bytes_alone: tuple[Any, ...] = ()  # the arguments for which it writes a result's bytes alone
 

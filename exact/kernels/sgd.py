@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from exact.kernels.registry import is_plain
 from exact.kernels.shared_library import library
@@ -20,7 +21,8 @@ _STEP = inspect.unwrap(SGD.step)  # of a subclass, too, and whatever decorates i
 def update(optimizer: Optimizer) -> bool:
     """Do the optimiser's step; False, with nothing done, where there is no kernel for it."""
     compiled = library()
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    hooks = [*optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks]
+    hooks += [*_global_optimizer_pre_hooks, *_global_optimizer_post_hooks][2:]  # the mode has two
     if inspect.unwrap(type(optimizer).step) is not _STEP or hooks or compiled is None:
         return False
     updates = [_sgd(group, optimizer.state) for group in optimizer.param_groups]
@@ -54,4 +56,7 @@ def _sgd(group: dict[str, Any], state: Any) -> tuple[list[Tensor], Any, Any] | N
     for number in numbers:
         if not isinstance(number, float | int):
             return None
-    return parameters, (ctypes.c_int64 * len(weights))(*weights), (ctypes.c_float * 4)(*numbers)
+    settings = (ctypes.c_float * 4)(*numbers)
+    if bool(settings[3]) is not bool(group["weight_decay"]):  # as it is below float32's range
+        return None
+    return parameters, (ctypes.c_int64 * len(weights))(*weights), settings

@@ -392,6 +392,70 @@ def test_a_gradient_that_is_a_number_of_bytes_is_there() -> None:
     both(gradients)
 
 
+def test_gradients_that_a_hook_keeps_stay_as_they_were() -> None:
+    def kept(compiled: Any) -> Any:
+        w, found = nn.Parameter(W.clone()), []
+        optimizer = torch.optim.SGD([w], 0.1)
+        optimizer.register_step_post_hook(lambda *_: found.append(w.grad))
+
+        @compiled
+        def step(i: Tensor) -> None:
+            (V.index_select(0, i) @ w).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        for number in range(8):
+            step(torch.tensor([number % 3]))
+        return found
+
+    both(kept)
+
+
+def test_a_gradient_that_a_hook_changes_and_the_step_reads() -> None:
+    def read(compiled: Any) -> Any:
+        w = nn.Parameter(W.clone())
+        optimizer = torch.optim.SGD([w], 0.1)
+
+        def halve(*_: Any) -> None:
+            assert w.grad is not None
+            w.grad.mul_(0.5)
+
+        optimizer.register_step_pre_hook(halve)
+
+        @compiled
+        def step(i: Tensor) -> Any:
+            optimizer.zero_grad()
+            (V.index_select(0, i) @ w).square().sum().backward()
+            optimizer.step()
+            return w.grad.clone() if w.grad is not None else None
+
+        return [step(torch.tensor([1])) for _ in range(5)]
+
+    both(read)
+
+
+def test_a_returned_view_is_not_the_one_that_the_next_call_uses() -> None:
+    def viewed(compiled: Any) -> Any:
+        buffer = W.clone()
+        step, found = compiled(lambda x: [buffer.view(12), x + 1]), []
+        for _ in range(5):
+            view, _ = step(torch.ones(1))
+            found.append(torch.tensor(view.shape))
+            view.unsqueeze_(0)
+        return found
+
+    both(viewed)
+
+
+def test_images_may_be_gathered_for_inference() -> None:
+    images = exact.from_bytes(torch.randint(0, 256, (100, 784), generator=G).to(torch.uint8))
+    w = torch.ones(784, 10)
+    step = exact.compile(lambda i: images.index_select(0, i) @ w)
+    with exact.mode(), torch.inference_mode():
+        expected = images[:64].clone() @ w
+        assert all(torch.equal(step(torch.arange(64)), expected) for _ in range(50))
+
+
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     """All programs that are made from now on."""

@@ -1,0 +1,237 @@
+"""A recorded step does what the step did to gradients, by whichever way it got them."""
+
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import exact
+from exact import random
+from exact.tests.test_program import both
+
+W, V = torch.linspace(-1, 1, 12).view(4, 3), torch.linspace(-2, 1, 12).view(3, 4)
+G = [torch.ones(4, 3), torch.zeros(4, 3)]
+
+
+def weights(number: int) -> list[nn.Parameter]:
+    return [nn.Parameter(W.clone()) for _ in range(number)]
+
+
+def left(*parameters: nn.Parameter) -> list[Tensor]:
+    """Weights and gradients, which may be missing."""
+    gradients = [torch.zeros(0) if p.grad is None else p.grad for p in parameters]
+    return [*(p.detach() for p in parameters), *gradients]
+
+
+def squares(x: Tensor) -> Tensor:
+    return x.square().sum()
+
+
+def test_a_gradient_that_a_step_clears_is_not_applied_by_its_optimizer() -> None:
+    def tasks(compiled: Any) -> list[Tensor]:
+        a, b = weights(2)
+        optimizer = SGD([a, b], 0.1)
+
+        def step_of(w: Tensor) -> Any:
+            def step(x: Tensor) -> None:
+                optimizer.zero_grad()
+                squares(x @ w).backward()
+                optimizer.step()
+
+            return compiled(step)
+
+        first, second = step_of(a), step_of(b)
+        for _ in range(4):
+            first(V)
+            second(V)
+        return left(a, b)
+
+    both(tasks)
+
+
+def test_the_second_update_of_a_step_has_fewer_gradients() -> None:
+    def twice(compiled: Any) -> list[Tensor]:
+        a, b = weights(2)
+        optimizer = SGD([a, b], 0.1)
+
+        @compiled
+        def step(x: Tensor) -> None:
+            for used in ((a, b), (a,)):
+                optimizer.zero_grad()
+                squares(x @ torch.cat(used, 1)).backward()
+                optimizer.step()
+
+        for _ in range(3):
+            step(V)
+        return left(a, b)
+
+    both(twice)
+
+
+def test_an_optimizer_that_calls_the_step_of_its_base_class_is_one_update() -> None:
+    class Derived(SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    SGD(weights(1))  # which decorates the step of the base class
+
+    def derived(compiled: Any) -> list[Tensor]:
+        (w,) = weights(1)
+        optimizer = Derived([w], 0.1)
+
+        @compiled
+        def step(x: Tensor) -> None:
+            optimizer.zero_grad()
+            squares(x @ w).backward()
+            optimizer.step(None)
+
+        for _ in range(3):
+            step(V)
+        return left(w)
+
+    both(derived)
+
+
+def test_a_gradient_from_outside_that_the_step_does_not_read() -> None:
+    def passed_on(compiled: Any) -> list[Tensor]:
+        w, u = weights(2)
+        optimizer = SGD([w, u], 0.1)
+
+        @compiled
+        def step(x: Tensor) -> None:
+            w.grad = None
+            squares(x @ w).backward()
+            optimizer.step()
+
+        for number in range(6):
+            u.grad = G[number > 3]
+            step(V)
+        return left(w, u)
+
+    both(passed_on)
+
+
+def test_the_gradient_of_a_weight_that_a_view_from_outside_or_the_optimizer_leads_to() -> None:
+    def led(compiled: Any) -> list[Tensor]:
+        w, u = weights(2)
+        turned, optimizer = w.t(), SGD([u], 0.1)
+
+        @compiled
+        def step(x: Tensor) -> None:
+            w.grad = None
+            (x @ turned).sum().backward()
+            u.grad = x.mean() * W
+            optimizer.step()
+
+        found = []
+        for number in range(5):
+            step(torch.ones(2, 3) * number)
+            found += left(w, u)
+        return found
+
+    both(led)
+
+
+def test_a_gradient_that_a_hook_replaces() -> None:
+    def replaced(compiled: Any) -> list[Tensor]:
+        (w,) = weights(1)
+        optimizer = SGD([w], 0.1)
+
+        def halve(*_: Any) -> None:
+            assert w.grad is not None
+            w.grad = w.grad * 0.5
+
+        optimizer.register_step_pre_hook(halve)
+
+        @compiled
+        def step(x: Tensor) -> None:
+            optimizer.zero_grad()
+            squares(x @ w).backward()
+            optimizer.step()
+
+        found = []
+        for number in range(5):
+            step(V * number)
+            found += left(w)
+        return found
+
+    with pytest.warns(UserWarning, match="not repeated"):
+        both(replaced)
+
+
+def test_hooks_of_all_optimizers_are_called() -> None:
+    def hooked(compiled: Any) -> list[Tensor]:
+        (w,) = weights(1)
+        optimizer = SGD([w], 0.1)
+
+        @compiled
+        def step(x: Tensor) -> None:
+            optimizer.zero_grad()
+            squares(x @ w).backward()
+            optimizer.step()
+
+        def halve(*_: Any) -> None:
+            assert w.grad is not None
+            w.grad.mul_(0.5)
+
+        with register_optimizer_step_pre_hook(halve):
+            for _ in range(5):
+                step(V)
+        return left(w)
+
+    both(hooked)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-50])  # below the range of float32
+def test_weight_decay_of_infinity(decay: float) -> None:
+    def decayed(compiled: Any) -> list[Tensor]:
+        w = nn.Parameter(torch.zeros(2))
+        optimizer = SGD([w], 0.1, weight_decay=decay)
+
+        @compiled
+        def step(x: Tensor) -> None:
+            optimizer.zero_grad()
+            (w * x).sum().backward()
+            optimizer.step()
+
+        for _ in range(4):
+            with torch.no_grad():
+                w.copy_(torch.tensor([torch.inf, 1.0]))
+            step(torch.ones(2))
+        return [w.isnan()]
+
+    both(decayed)
+
+
+def test_random_numbers_of_a_key_are_the_same_each_time() -> None:
+    def noise(compiled: Any) -> list[Tensor]:
+        step = compiled(lambda x: x + random.uniform((3,), 1, "noise").float())
+        return [step(torch.ones(3) * number) for number in range(4)]
+
+    both(noise)
+
+
+def test_a_buffer_that_is_replaced_is_noticed() -> None:
+    def normalised(compiled: Any) -> list[Tensor]:
+        layer = nn.BatchNorm1d(4).eval()
+        step, found = compiled(layer), []
+        for number in range(8):
+            if number == 4:
+                layer.running_mean = torch.ones(4)
+            found.append(step(V).detach())
+        return found
+
+    both(normalised)
+
+
+def test_results_keep_their_type_or_are_refused() -> None:
+    with exact.mode():
+        largest = exact.compile(lambda x: x.max(1))
+        assert all(type(largest(V)) is torch.return_types.max for _ in range(4))
+        for made in (lambda x: OrderedDict(y=x * 2), lambda x: [(x * 2).numpy()]):
+            with pytest.raises(TypeError, match="a compiled step returns tensors and numbers, in"):
+                exact.compile(made)(V)
