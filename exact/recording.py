@@ -84,17 +84,24 @@ class Recording:
             results = step()
         require_plain(results)
         self.modules = list(dict.fromkeys(self.modules))
-        self.gradients = self._gradients(self._weights())
+        weights, updated = self._weights()
+        # A gradient that nothing in the step has seen is none of the step's.
+        seen = [x for x in weights if x.grad is None or x.grad in self._numbers or id(x) in updated]
+        self.gradients = self._gradients(seen)
         self.results = map_tensors(self._ref, results)
         return map_tensors(Tensor.detach, results)
 
-    def _weights(self) -> list[Tensor]:
-        """Those whose gradients the step may change: it reads them, or the module has them."""
+    def _weights(self) -> tuple[list[Tensor], set[int]]:
+        """Those whose gradients the step may change, and the ids of those that it updates.
+
+        An operation reads them, or a view of them; a module or an optimiser has them.
+        """
         outside = list(self.outside.values())
-        found = outside + [x._base for x in outside if x._base is not None]
+        updates = [step.gradients for step in self.steps if isinstance(step, Update)]
+        updated = [x for gradients in updates for x, _ in gradients]
+        found = outside + [x._base for x in outside if x._base is not None] + updated
         found += [x for module in self.modules for x in module.parameters()]
-        found += [x for step in self.steps if isinstance(step, Update) for x, _ in step.gradients]
-        return [x for x in found if x.requires_grad and x.is_leaf]
+        return [x for x in found if x.requires_grad and x.is_leaf], {id(x) for x in updated}
 
     def _gradients(self, weights: list[Tensor]) -> Gradients:
         each = {id(x): x for x in weights}.values()

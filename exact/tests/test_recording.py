@@ -21,7 +21,7 @@ def weights(number: int) -> list[nn.Parameter]:
     return [nn.Parameter(W.clone()) for _ in range(number)]
 
 
-def left(*parameters: nn.Parameter) -> list[Tensor]:
+def left(*parameters: Tensor) -> list[Tensor]:
     """Weights and gradients, which may be missing."""
     gradients = [torch.zeros(0) if p.grad is None else p.grad for p in parameters]
     return [*(p.detach() for p in parameters), *gradients]
@@ -134,6 +134,50 @@ def test_the_gradient_of_a_weight_that_a_view_from_outside_or_the_optimizer_lead
         return found
 
     both(led)
+
+
+def test_a_module_clears_the_gradient_of_a_weight_that_is_not_used() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.other = weights(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.used
+
+    def cleared(compiled: Any) -> list[Tensor]:
+        model, found = Two(), []
+
+        @compiled
+        def step(x: Tensor) -> None:
+            model.zero_grad()
+            squares(model(x)).backward()
+
+        for number in range(8):
+            model.other.grad = W.clone()
+            step(V * number)
+            found += left(model.used, model.other)
+        return found
+
+    both(cleared)
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_step_without_gradients_is_repeated_and_leaves_them(cleared: bool) -> None:
+    """A warning would say that it is not repeated."""
+
+    def predicting(compiled: Any) -> list[Tensor]:
+        model = nn.Linear(3, 2)
+        optimizer = SGD(model.parameters(), 0.1)
+        forward, found = compiled(lambda x: model(x) * 2), []
+        for number in range(12):
+            if cleared or not number % 3:
+                optimizer.zero_grad()
+            squares(model(W * number)).backward()
+            found += [forward(W).detach(), *(x.clone() for x in left(model.weight))]
+        return found
+
+    both(predicting)
 
 
 def test_a_gradient_that_a_hook_replaces() -> None:
