@@ -94,8 +94,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Three more than there are cores, as many tests wait for a server or a process."""
-    return (os.cpu_count() or 1) + 3
+    """Two more than there are cores, as many tests wait for a server or a process."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.fixture(scope="session")

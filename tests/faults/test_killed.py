@@ -135,7 +135,7 @@ def test_make_repro_after_a_kill_produces_the_same_bytes(
 ) -> None:
     expected = outputs()
     draw = random.Random(3)
-    number = 40 if run_all else 2
+    number = 40 if run_all else 1
     for i in range(number):
         stage, seconds, forced = draw.choice(STAGES), draw.uniform(0, 5), i % 2 == 1
         if not forced:  # as in a new clone
