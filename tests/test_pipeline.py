@@ -92,7 +92,7 @@ def test_repro_makes_everything_and_records_a_run_per_model_and_then_does_nothin
     assert len(runs(clone)) == 3 and not clone.run("git", "status", "--porcelain")
 
 
-@pytest.mark.sample(0)  # as one does whose `make repro` is killed: tests/faults/test_killed.py
+@pytest.mark.sample(0)  # test_killed.py compares the bytes of a second run, too
 def test_a_fresh_clone_makes_the_same_bytes_and_records_its_own_runs(
     finished: Clone, clone: Clone, tmp_path: Path
 ) -> None:

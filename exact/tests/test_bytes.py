@@ -115,3 +115,13 @@ def test_a_mark_lives_with_its_tensor_alone() -> None:
         torch._foreach_mul_([turned], 3.0)  # which below autograd counts no version by itself
         assert signed_bytes(marked) is None and signed_bytes(turned) is None
         assert torch.equal(marked @ weights, expected)
+
+
+def test_a_change_of_shape_that_pytorch_does_not_count_ends_a_mark() -> None:
+    marked = exact.from_bytes(torch.arange(20).view(5, 4).to(torch.uint8))
+    expected, version = marked.clone().t() @ torch.ones(5, 3), marked._version
+    with exact.mode():
+        with torch.inference_mode():
+            marked.swapaxes_(0, 1)
+        assert marked._version == version and signed_bytes(marked) is None
+        assert torch.equal(marked @ torch.ones(5, 3), expected)

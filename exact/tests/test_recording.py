@@ -1,6 +1,7 @@
 """A recorded step does what the step did to gradients, by whichever way it got them."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +12,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import exact
 from exact import random
-from exact.tests.test_program import both
+from exact.tests.test_program import V, W, both
 
-W, V = torch.linspace(-1, 1, 12).view(4, 3), torch.linspace(-2, 1, 12).view(3, 4)
 G = [torch.ones(4, 3), torch.zeros(4, 3)]
 
 
@@ -31,20 +31,22 @@ def squares(x: Tensor) -> Tensor:
     return x.square().sum()
 
 
+def descent(optimizer: SGD, w: Tensor) -> Callable[[Tensor], None]:
+    """A training step of the weights w."""
+
+    def step(x: Tensor) -> None:
+        optimizer.zero_grad()
+        squares(x @ w).backward()
+        optimizer.step()
+
+    return step
+
+
 def test_a_gradient_that_a_step_clears_is_not_applied_by_its_optimizer() -> None:
     def tasks(compiled: Any) -> list[Tensor]:
         a, b = weights(2)
         optimizer = SGD([a, b], 0.1)
-
-        def step_of(w: Tensor) -> Any:
-            def step(x: Tensor) -> None:
-                optimizer.zero_grad()
-                squares(x @ w).backward()
-                optimizer.step()
-
-            return compiled(step)
-
-        first, second = step_of(a), step_of(b)
+        first, second = (compiled(descent(optimizer, w)) for w in (a, b))
         for _ in range(4):
             first(V)
             second(V)
@@ -74,21 +76,16 @@ def test_the_second_update_of_a_step_has_fewer_gradients() -> None:
 
 def test_an_optimizer_that_calls_the_step_of_its_base_class_is_one_update() -> None:
     class Derived(SGD):
+        @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
-            return super().step(closure)
+            super().step(None)
+            self.param_groups[0]["params"][0].mul_(0.5)
 
     SGD(weights(1))  # which decorates the step of the base class
 
     def derived(compiled: Any) -> list[Tensor]:
         (w,) = weights(1)
-        optimizer = Derived([w], 0.1)
-
-        @compiled
-        def step(x: Tensor) -> None:
-            optimizer.zero_grad()
-            squares(x @ w).backward()
-            optimizer.step(None)
-
+        step = compiled(descent(Derived([w], 0.1), w))
         for _ in range(3):
             step(V)
         return left(w)
@@ -190,14 +187,7 @@ def test_a_gradient_that_a_hook_replaces() -> None:
             w.grad = w.grad * 0.5
 
         optimizer.register_step_pre_hook(halve)
-
-        @compiled
-        def step(x: Tensor) -> None:
-            optimizer.zero_grad()
-            squares(x @ w).backward()
-            optimizer.step()
-
-        found = []
+        step, found = compiled(descent(optimizer, w)), []
         for number in range(5):
             step(V * number)
             found += left(w)
@@ -210,13 +200,7 @@ def test_a_gradient_that_a_hook_replaces() -> None:
 def test_hooks_of_all_optimizers_are_called() -> None:
     def hooked(compiled: Any) -> list[Tensor]:
         (w,) = weights(1)
-        optimizer = SGD([w], 0.1)
-
-        @compiled
-        def step(x: Tensor) -> None:
-            optimizer.zero_grad()
-            squares(x @ w).backward()
-            optimizer.step()
+        step = compiled(descent(SGD([w], 0.1), w))
 
         def halve(*_: Any) -> None:
             assert w.grad is not None
