@@ -25,6 +25,7 @@ from filelock import FileLock
 import stages
 from lab import download, params
 from lab.common.files import InputError
+from tests import preloaded
 from tracking import repository
 from tracking.repository import ROOT
 
@@ -55,12 +56,29 @@ LONGEST = (
     "test_replay.py",
     "test_leaks.py",
 )
+# The variable that names the folder of the commands `python` and `dvc` that start in no time.
+QUICK = "TESTS_QUICK_COMMANDS"
 # Where MLflow's tables say where artifacts are.
 ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the process that clones' commands are forked from, for all workers; not with --all."""
+    if hasattr(config, "workerinput") or config.getoption("--all"):
+        return
+    folder = Path(tempfile.mkdtemp())
+    server = preloaded.start(folder)
+    os.environ[QUICK] = str(folder)
+
+    def end() -> None:
+        server.communicate()
+        shutil.rmtree(folder)
+
+    config.add_cleanup(end)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -163,6 +181,13 @@ class Clone:
             for key, value in (("NAME", "A"), ("EMAIL", "a@example.org"))
         }
         self.environment = repository.environment() | author | {"FASHION_MNIST_MIRROR": str(mirror)}
+        if QUICK in os.environ:
+            path = os.environ[QUICK], self.environment["PATH"]
+            self.environment["PATH"] = os.pathsep.join(path)
+
+    def without_forks(self) -> None:
+        """Start commands as a user does, for tests that kill them or limit what they may do."""
+        self.environment["PATH"] = repository.environment()["PATH"]
 
     def try_(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command that may fail."""
@@ -324,6 +349,8 @@ def in_process(
     tree. It saves the seconds that a process needs to load torch and MLflow.
     """
     sigterm = signal.getsignal(signal.SIGTERM)
+    if QUICK in os.environ:  # for the processes that it starts
+        monkeypatch.setattr(sys, "executable", f"{os.environ[QUICK]}/python")
 
     def run(module: ModuleType, *arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", [str(module.__file__), *arguments])

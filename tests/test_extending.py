@@ -80,6 +80,6 @@ def test_a_model_and_a_data_set_are_trained_recorded_compared_and_replayed(
         assert experiment.data.params["optimizer"] == "adamw"
         table = extended.run("python", "-m", "tools.compare", "cnn")
         assert "channels=3" in table and "optimizer=adamw" in table
-    for model in new if run_all else new[:1]:
-        done = extended.run("python", "-m", "tools.replay", runs(store, model)[-1].info.run_id)
-        assert "identical" in done
+        for model in new:
+            done = extended.run("python", "-m", "tools.replay", runs(store, model)[-1].info.run_id)
+            assert "identical" in done

@@ -150,6 +150,7 @@ def test_a_stage_on_a_full_disk_fails_in_one_line_and_keeps_the_old_outputs(
 def bound(clone: Clone) -> Clone:
     """The finished pipeline without runs, whose commands obey the permissions of files."""
     clone.forget_runs()
+    clone.without_forks()
     if os.geteuid() == 0:
         if not shutil.which("setpriv"):
             pytest.skip("no setpriv to give up the capability to write everywhere")

@@ -70,6 +70,7 @@ def outputs() -> dict[str, bytes]:
 @pytest.fixture
 def start(clone: Clone) -> Iterator[Start]:
     """A function that starts a command. What it prints goes to ../log."""
+    clone.without_forks()
     processes = []
 
     def start(*command: str) -> psutil.Popen:

@@ -57,7 +57,6 @@ def test_a_queue_loses_nothing_and_goes_on_after_a_diverged_training(
 ) -> None:
     number, jobs = (16, "4") if run_all else (1, "2")
     rates = [f"{n / 100}" for n in range(1, number + 1)]
-    clone.environment["OMP_NUM_THREADS"] = "1"
     clone.forget_runs()
     # More than one epoch where that takes no time.
     clone.edit({"  epochs: 1\n  batch_size: 10\n": "  epochs: 3\n  batch_size: 10\n"})

@@ -43,10 +43,13 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
 def test_a_sweep_survives_a_worker_and_a_training_that_diverges(
     clone: Clone, finished: Clone, tmp_path: Path, run_all: bool
 ) -> None:
+    clone.without_forks()
     store = f"sqlite:///{clone.folder}/mlflow.db"
     edited = {"batch_size: 10\n": "batch_size: 20\n"}
     clone.edit(edited)  # not committed
-    command = [*SWEEP, "--workers", "2", "-S", "lr=0.01,0.1,1000", TARGET]
+    good = ["0.01", "0.1"] if run_all else ["0.1"]
+    rates = ",".join([*good, "1000"])
+    command = [*SWEEP, "--workers", "2", "-S", f"lr={rates}", TARGET]
     with subprocess.Popen(
         command, cwd=clone.folder, env=clone.environment, stdout=PIPE, stderr=PIPE
     ) as process:
@@ -55,18 +58,19 @@ def test_a_sweep_survives_a_worker_and_a_training_that_diverges(
     assert process.returncode == 1 and "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("failed: ")]
     assert line.startswith("failed: lr-1000-") and "training diverged" in line
-    assert "lr=0.01" in printed and "lr=0.1" in printed and "lr=1000" not in printed
+    assert all(f"lr={rate}" in printed for rate in good) and "lr=1000" not in printed
 
     _, *made = servers.runs(store, MODEL)
     done = {r.data.params["lr"]: r for r in made if r.info.status == "FINISHED"}
-    assert done.keys() == {"0.01", "0.1"} and clone.statuses().count("FINISHED") == 5
+    assert sorted(done) == good and clone.statuses().count("FINISHED") == 3 + len(good)
     assert {run.data.params["batch_size"] for run in made} == {"20"}
     assert "RUNNING" not in clone.statuses()
     shown = clone.run("dvc", "exp", "show", "--md")
     assert all(run.info.run_name in shown for run in done.values())
     assert clone.run("git", "status", "--porcelain").split() == ["M", "params.yaml"]
     again = clone.try_(*command)
-    assert "2 of 3 experiments are known" in again.stderr and again.stdout == printed
+    known = f"{len(good)} of {len(good) + 1} experiments are known"
+    assert known in again.stderr and again.stdout == printed
 
     if run_all:  # elsewhere, so that nothing comes from the cache
         other = finished.copy(tmp_path / "other")

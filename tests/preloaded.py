@@ -1,0 +1,147 @@
+"""Python with the large libraries already loaded, for the hundreds of processes that tests start.
+
+Most of their time would go into loading PyTorch, MLflow and DVC. One process, the server, loads
+these once. The commands `python -m` and `dvc` ask it for a fork, which takes over the folder, the
+environment, the open files and the arguments, and imports the project's code from the folder.
+
+This file is the server and the client. It needs the standard library alone, as that loads quickly.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+LIBRARIES = (
+    "torch",
+    "safetensors.torch",
+    "mlflow.pyfunc",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracing.provider",
+    "alembic.command",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "dvc.cli.parser",
+    "dvc.repo.experiments.queue.celery",
+    "dvc_render.vega",
+    "scmrepo.git",
+)
+# What starts with this is read when Python or a library is loaded.
+READ_EARLY = ("PYTHON", "OMP_", "GOMP_", "MKL_", "ATEN_", "ONEDNN_", "LD_", "MALLOC_", "CUDA")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+SIZE = 2**20  # bytes of a request at the most
+
+
+def early(environment: dict[str, str]) -> dict[str, str]:
+    """The variables that a fork cannot change any more."""
+    return {key: value for key, value in environment.items() if key.startswith(READ_EARLY)}
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the server, and write the commands `python` and `dvc` into the folder.
+
+    The server ends when its standard input does.
+    """
+    client = f"exec '{sys.executable}' -IS '{__file__}' '{folder}/socket'"
+    whole = f"exec '{sys.executable}' \"$@\""
+    for name, text in {
+        "python": f'[ "$1" = -m ] || {whole}\nshift\n{client} "$@"',
+        "dvc": f'{client} dvc "$@"',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    with socket.socket(*KIND) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen(64)
+        number = listener.fileno()
+        command = [sys.executable, __file__, str(number)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, pass_fds=[number], start_new_session=True)
+
+
+def serve(listener: socket.socket) -> list[str]:
+    """Answer requests until the tests end. In a fork it returns: the module and its arguments."""
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if "torch" not in sys.modules:
+            for library in LIBRARIES:
+                importlib.import_module(library)
+            gc.freeze()  # else each fork copies all objects
+        request, files, *_ = socket.recv_fds(connection, SIZE, 3)
+        arguments, folder, environment, mask = json.loads(request)
+        if early(environment) != early(dict(os.environ)):
+            connection.send(b"0")
+        elif not os.fork():
+            listener.close()
+            supervise(connection)
+            for number, file in enumerate(files):
+                os.dup2(file, number)
+                os.close(file)
+            os.chdir(folder)
+            os.umask(mask)
+            os.environ.clear()
+            os.environ.update(environment)
+            return list(arguments)
+        connection.close()
+        for file in files:
+            os.close(file)
+    sys.exit()
+
+
+def supervise(connection: socket.socket) -> None:
+    """Fork once more, and return in the new process. This one tells the client how that ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if not (process := os.fork()):
+        connection.close()
+        return
+    connection.send(str(process).encode())
+
+    def end_with_client() -> None:
+        connection.recv(1)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+    threading.Thread(target=end_with_client, daemon=True).start()
+    _, status = os.waitpid(process, 0)
+    with contextlib.suppress(BrokenPipeError):  # a client that was killed
+        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def ask(address: str, arguments: list[str]) -> NoReturn:
+    """Run `python -m` with these arguments in a fork of the server, and end as it ends."""
+    server = socket.socket(*KIND)
+    server.connect(address)
+    os.umask(mask := os.umask(0))
+    request = json.dumps([arguments, str(Path.cwd()), dict(os.environ), mask])
+    socket.send_fds(server, [request.encode()], [0, 1, 2])
+    if not (process := int(server.recv(SIZE))):
+        os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: os.kill(process, number))
+    code = int(server.recv(SIZE) or 1)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[2:]:
+        ask(sys.argv[1], sys.argv[2:])
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
+    module, *sys.argv[1:] = serve(socket.socket(*KIND, fileno=int(sys.argv[1])))
+    sys.path[0] = str(Path.cwd())
+    del sys.modules["__main__"]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

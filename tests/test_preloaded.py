@@ -1,0 +1,63 @@
+"""A fork of the preloaded process does what a whole one does."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Clone
+
+pytestmark = pytest.mark.slow
+PROGRAM = """
+import os, sys, time
+print("torch" in sys.modules, *sys.argv[1:], os.environ["WORD"], sys.stdin.read(), flush=True)
+time.sleep(600 * len(sys.argv[2:]))
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, run_all: bool) -> Clone:
+    """A folder with a program that says whether a library was loaded before it began."""
+    if run_all:
+        pytest.skip("with --all nothing is forked")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    return Clone(tmp_path, tmp_path)
+
+
+def test_it_has_the_folder_environment_and_arguments_and_ends_with_the_same_code(
+    folder: Clone,
+) -> None:
+    command = ("python", "-m", "program", "x")
+    done = folder.try_(*command, WORD="word")
+    assert (done.stdout, done.returncode) == ("True x word \n", 7)
+    done = folder.try_(*command)  # without the variable
+    assert done.stderr.endswith("KeyError: 'WORD'\n") and done.returncode == 1
+    # What Python reads before it begins needs a whole process.
+    done = folder.try_(*command, WORD="word", PYTHONHASHSEED="1")
+    assert (done.stdout, done.returncode) == ("False x word \n", 7)
+    folder.without_forks()  # the control
+    assert folder.try_(*command, WORD="word").stdout == "False x word \n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_the_process_that_asked_for_it(folder: Clone, number: int) -> None:
+    command = ["python", "-m", "program", "x", "stay"]
+    environment = folder.environment | {"WORD": "word"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=folder.folder, env=environment, stdin=pipe, stdout=pipe
+    ) as process:
+        assert process.stdin and process.stdout
+        process.stdin.close()
+        assert process.stdout.readline() == b"True x stay word \n"
+        process.send_signal(number)
+        assert process.stdout.read() == b""  # until the fork has ended, too
+    assert process.returncode == -number
+
+
+def test_what_is_no_module_runs_in_a_whole_process(folder: Clone) -> None:
+    program = "import sys; print(sys.orig_argv[0], *sys.argv)"
+    assert folder.run("python", "-c", program, "x") == f"{sys.executable} -c x\n"
