@@ -56,7 +56,7 @@ LONGEST = (
     "test_replay.py",
     "test_leaks.py",
 )
-# The variable that names the folder of the commands `python` and `dvc` that start in no time.
+# The variable with the folder of the commands `python` and `dvc` of tests/preloaded.py.
 QUICK = "TESTS_QUICK_COMMANDS"
 # Where MLflow's tables say where artifacts are.
 ARTIFACT_COLUMNS = (
@@ -67,8 +67,8 @@ ARTIFACT_COLUMNS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the process that clones' commands are forked from, for all workers; not with --all."""
-    if hasattr(config, "workerinput") or config.getoption("--all"):
+    """Start the process that clones' commands are forked from, once for all workers."""
+    if hasattr(config, "workerinput") or config.getoption("--all") or sys.platform != "linux":
         return
     folder = Path(tempfile.mkdtemp())
     server = preloaded.start(folder)

@@ -5,6 +5,7 @@ these once. The commands `python -m` and `dvc` ask it for a fork, which takes ov
 environment, the open files and the arguments, and imports the project's code from the folder.
 
 This file is the server and the client. It needs the standard library alone, as that loads quickly.
+It works on Linux: other systems lack this kind of socket, or may not fork with threads.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -53,10 +55,10 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
     The server ends when its standard input does.
     """
-    client = f"exec '{sys.executable}' -IS '{__file__}' '{folder}/socket'"
-    whole = f"exec '{sys.executable}' \"$@\""
+    whole = f"exec {shlex.quote(sys.executable)}"
+    client = f"{whole} -IS {shlex.join([__file__, f'{folder}/socket'])}"
     for name, text in {
-        "python": f'[ "$1" = -m ] || {whole}\nshift\n{client} "$@"',
+        "python": f'[ "$1" = -m ] || {whole} "$@"\nshift\n{client} "$@"',
         "dvc": f'{client} dvc "$@"',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -77,11 +79,14 @@ def serve(listener: socket.socket) -> list[str]:
         if "torch" not in sys.modules:
             for library in LIBRARIES:
                 importlib.import_module(library)
-            gc.freeze()  # else each fork copies all objects
+            gc.freeze()  # else the collector of each fork would write to all objects
         request, files, *_ = socket.recv_fds(connection, SIZE, 3)
+        if not request:  # the client was killed
+            connection.close()
+            continue
         arguments, folder, environment, mask = json.loads(request)
         if early(environment) != early(dict(os.environ)):
-            connection.send(b"0")
+            send(connection, 0)
         elif not os.fork():
             listener.close()
             supervise(connection)
@@ -105,7 +110,7 @@ def supervise(connection: socket.socket) -> None:
     if not (process := os.fork()):
         connection.close()
         return
-    connection.send(str(process).encode())
+    send(connection, process)
 
     def end_with_client() -> None:
         connection.recv(1)
@@ -114,9 +119,14 @@ def supervise(connection: socket.socket) -> None:
 
     threading.Thread(target=end_with_client, daemon=True).start()
     _, status = os.waitpid(process, 0)
-    with contextlib.suppress(BrokenPipeError):  # a client that was killed
-        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+    send(connection, os.waitstatus_to_exitcode(status))
     os._exit(0)
+
+
+def send(connection: socket.socket, number: int) -> None:
+    """Send a number to the client, which may have been killed."""
+    with contextlib.suppress(BrokenPipeError):
+        connection.send(str(number).encode())
 
 
 def ask(address: str, arguments: list[str]) -> NoReturn:
@@ -143,5 +153,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
     module, *sys.argv[1:] = serve(socket.socket(*KIND, fileno=int(sys.argv[1])))
     sys.path[0] = str(Path.cwd())
-    del sys.modules["__main__"]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

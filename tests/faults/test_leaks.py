@@ -118,7 +118,7 @@ def canary(finished: Clone, tmp_path_factory: pytest.TempPathFactory, run_all: b
     """
     base = tmp_path_factory.mktemp(f"{CANARY}-folder")
     clone = finished.copy(base / "clone")
-    clone.without_forks()  # which would have the host's name
+    clone.without_forks()  # they would have the host's real name
     clone.forget_runs()
     home, temporary = base / WORDS["HOME"], base / WORDS["TMPDIR"]
     home.mkdir()
