@@ -5,6 +5,8 @@ So it checks the Python, and sets what PyTorch and MLflow read from the environm
 """
 
 import argparse
+import atexit
+import gc
 import importlib.util
 import os
 import re
@@ -30,6 +32,10 @@ for _name, _value in {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# When it ends, Python looks for garbage among all objects but frozen ones. With MLflow loaded these
+# are a million, which take a second or two.
+atexit.register(gc.freeze)
 
 if missing := [
     name for name in ("torch", "pydantic", "ruamel") if not importlib.util.find_spec(name)

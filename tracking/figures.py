@@ -205,17 +205,18 @@ def fit(table: Rows, test: Examples, title: str) -> Figure:
 def _show_images(
     figure: Figure, images: NDArray[Any], labels: Sequence[str], columns: int, **options: Any
 ) -> Axes:
-    """Images (N, H, W) row by row, each below its label. One panel, as many are slow to draw."""
+    """Images (N, H, W) row by row, each below its label. As one image, as many are slow to draw."""
     height, width = images.shape[1:]
     lines = 1 + max((label.count("\n") for label in labels), default=0)
-    step_x, step_y = 1.15 * width, (1.15 + 0.1 * lines) * height
+    step_x, step_y = math.ceil(1.15 * width), math.ceil((1.15 + 0.1 * lines) * height)
+    shape = math.ceil(len(images) / columns) * step_y, columns * step_x
+    canvas = np.full(shape, np.nan)  # which is not drawn
     axes = figure.subplots()
     axes.set_axis_off()
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        row, column = divmod(number, columns)
-        left, bottom = column * step_x, (row + 1) * step_y
-        axes.imshow(image, extent=(left, left + width, bottom, bottom - height), **options)
+        left, bottom = number % columns * step_x, (number // columns + 1) * step_y
+        canvas[bottom - height : bottom, left : left + width] = image
         at = (left + width / 2, bottom - 1.05 * height)
         axes.text(*at, _literal(label), fontsize=8, ha="center", va="bottom")
-    axes.set(xlim=(0, columns * step_x), ylim=(math.ceil(len(images) / columns) * step_y, 0))
+    axes.imshow(canvas, extent=(0, shape[1], shape[0], 0), **options)
     return axes
