@@ -33,9 +33,13 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-# When it ends, Python looks for garbage among all objects but frozen ones. With MLflow loaded these
-# are a million, which take a second or two.
-atexit.register(gc.freeze)
+
+@atexit.register
+def _freeze() -> None:
+    """Spare Python its last search for garbage: with MLflow loaded, it takes a second or two."""
+    if "triton" not in sys.modules:  # which would complain of all that is left
+        gc.freeze()
+
 
 if missing := [
     name for name in ("torch", "pydantic", "ruamel") if not importlib.util.find_spec(name)

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import mlflow
 import psutil
 import pytest
 from filelock import FileLock
@@ -153,6 +152,8 @@ def mirror(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(shared_folder: Path) -> Path:
     """A database of MLflow without runs, to be copied, which is faster than to create one."""
+    import mlflow
+
     path = shared_folder / "empty.db"
     with FileLock(f"{path}.lock"):
         if not path.exists():
@@ -348,6 +349,8 @@ def in_process(
     Called as in_process(train, "mlp"), it runs in the current folder, by the code of the working
     tree. It saves the seconds that a process needs to load torch and MLflow.
     """
+    import mlflow  # here, as the process that only starts the workers need not wait for it
+
     sigterm = signal.getsignal(signal.SIGTERM)
     if QUICK in os.environ:  # for the processes that it starts
         monkeypatch.setattr(sys, "executable", f"{os.environ[QUICK]}/python")
