@@ -162,12 +162,12 @@ def end() -> NoReturn:
 if __name__ == "__main__":
     if sys.argv[2:]:
         ask(sys.argv[1], sys.argv[2:])
-    code: Any = 1
+    code: Any = 1  # of an exception
     atexit.register(end)  # first, to be called last
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
-    module, *sys.argv[1:] = serve(socket.socket(*KIND, fileno=int(sys.argv[1])))
-    sys.path[0] = str(Path.cwd())
     try:
+        module, *sys.argv[1:] = serve(socket.socket(*KIND, fileno=int(sys.argv[1])))
+        sys.path[0] = str(Path.cwd())
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as exit_:
