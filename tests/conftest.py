@@ -152,7 +152,7 @@ def mirror(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(shared_folder: Path) -> Path:
     """A database of MLflow without runs, to be copied, which is faster than to create one."""
-    import mlflow
+    import mlflow  # here, as the process that only starts the workers need not load it
 
     path = shared_folder / "empty.db"
     with FileLock(f"{path}.lock"):
@@ -349,7 +349,7 @@ def in_process(
     Called as in_process(train, "mlp"), it runs in the current folder, by the code of the working
     tree. It saves the seconds that a process needs to load torch and MLflow.
     """
-    import mlflow  # here, as the process that only starts the workers need not wait for it
+    import mlflow
 
     sigterm = signal.getsignal(signal.SIGTERM)
     if QUICK in os.environ:  # for the processes that it starts

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 LIBRARIES = (
     "torch",
@@ -162,7 +162,7 @@ def end() -> NoReturn:
 if __name__ == "__main__":
     if sys.argv[2:]:
         ask(sys.argv[1], sys.argv[2:])
-    code: Any = 1  # of an exception
+    code: object = 1  # of an exception
     atexit.register(end)  # first, to be called last
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
     try:

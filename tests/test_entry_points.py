@@ -85,7 +85,7 @@ def test_sigterm_ends_a_program_quietly_even_while_python_ends() -> None:
         assert (found.returncode, found.stderr) == (status, ""), rest
 
 
-def test_a_program_ends_without_a_last_garbage_collection_but_where_triton_is_loaded() -> None:
+def test_a_program_ends_without_a_last_garbage_collection_unless_triton_is_loaded() -> None:
     end = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 0))"
     assert python(f"{end}; import stages") == "True"
     assert python(f"{end}; import stages; sys.modules['triton'] = sys") == "False"  # the control

@@ -12,7 +12,9 @@ from tests.conftest import QUICK, Clone
 
 pytestmark = pytest.mark.slow
 PROGRAM = """
-import os, signal, sys, time
+import atexit, os, signal, sys, time
+
+atexit.register(print, "at exit")
 
 def end(number, _):
     print("terminated", flush=True)
@@ -42,14 +44,14 @@ def test_it_has_the_folder_environment_and_arguments_and_ends_with_the_same_code
 ) -> None:
     command = ("python", "-m", "program", "x")
     done = folder.try_(*command, WORD="word")
-    assert (done.stdout, done.returncode) == ("True x word \n", 7)
+    assert (done.stdout, done.returncode) == ("True x word \nat exit\n", 7)
     done = folder.try_(*command)  # without the variable
     assert done.stderr.endswith("KeyError: 'WORD'\n") and done.returncode == 1
     # What Python reads before it begins needs a whole process.
     done = folder.try_(*command, WORD="word", PYTHONHASHSEED="1")
-    assert (done.stdout, done.returncode) == ("False x word \n", 7)
+    assert (done.stdout, done.returncode) == ("False x word \nat exit\n", 7)
     folder.without_forks()  # the control
-    assert folder.try_(*command, WORD="word").stdout == "False x word \n"
+    assert folder.try_(*command, WORD="word").stdout == "False x word \nat exit\n"
 
 
 @pytest.mark.parametrize(

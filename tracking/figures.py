@@ -205,12 +205,12 @@ def fit(table: Rows, test: Examples, title: str) -> Figure:
 def _show_images(
     figure: Figure, images: NDArray[Any], labels: Sequence[str], columns: int, **options: Any
 ) -> Axes:
-    """Images (N, H, W) row by row, each below its label. As one image, as many are slow to draw."""
+    """Images (N, H, W) row by row on one scale, each below its label."""
     height, width = images.shape[1:]
     lines = 1 + max((label.count("\n") for label in labels), default=0)
     step_x, step_y = math.ceil(1.15 * width), math.ceil((1.15 + 0.1 * lines) * height)
     shape = math.ceil(len(images) / columns) * step_y, columns * step_x
-    canvas = np.full(shape, np.nan)  # which is not drawn
+    canvas = np.full(shape, np.nan)  # one image, as many are slow to draw; NaN is not drawn
     axes = figure.subplots()
     axes.set_axis_off()
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):

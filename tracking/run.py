@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
@@ -85,12 +84,12 @@ def _log(client: mlflow.MlflowClient, run_id: str, result: Result, patch: bytes)
     final = {**result.metrics, "epochs_to_best": best["epoch"]}
     final |= {f"best_{key}": value for key, value in best.items() if key.startswith("validation")}
     _log_training(client, run_id, result.model, result.params, [*result.history, final], patch)
-    with tempfile.TemporaryDirectory() as folder:
-        for file, figure in result.figures.items():
-            canvas = FigureCanvasAgg(figure)  # whose own method draws once, and savefig twice
-            canvas.print_png(f"{folder}/{file}")  # type: ignore[no-untyped-call]
+    for file, figure in result.figures.items():
+        if layout := figure.get_layout_engine():  # with it, MLflow would draw the figure twice
+            layout.execute(figure)
+            figure.set_layout_engine(None)
         # Not in a folder, where MLflow's page that compares would not find them.
-        client.log_artifacts(run_id, folder)
+        client.log_figure(run_id, figure, file)
     for path, digest in result.digests.items():
         if path.parts[0] == "data":
             # MLflow keeps 36 characters of a digest; the tags hold all 64.

@@ -42,15 +42,15 @@ def pixels(axes: Any) -> Any:
     return axes.images[0].get_array()
 
 
-def shown(figure: Figure) -> list[list[float]]:
-    """The values in the image below each title, row by row."""
-    axes = figure.axes[0]
-    canvas, titles = np.ma.filled(pixels(axes), np.nan), axes.texts
-    rows = len({text.get_position()[1] for text in titles})
-    columns = len({text.get_position()[0] for text in titles})
-    cells = [cell for row in np.split(canvas, rows) for cell in np.split(row, columns, axis=1)]
-    assert all(np.isnan(cell).all() for cell in cells[len(titles) :])
-    return [cell[~np.isnan(cell)].tolist() for cell in cells[: len(titles)]]
+def images(figure: Figure) -> list[Any]:
+    """The image below each title. They are parts of a single one, so that they have one scale."""
+    axes, titles = figure.axes[0], figure.axes[0].texts
+    assert len(axes.images) == 1
+    columns, rows = (len({text.get_position()[i] for text in titles}) for i in (0, 1))
+    strips = np.split(pixels(axes), rows)
+    cells: list[Any] = [cell for strip in strips for cell in np.split(strip, columns, axis=1)]
+    assert all(cell.mask.all() for cell in cells[len(titles) :])
+    return [cell[:, ~cell.mask.all(0)][~cell.mask.all(1)] for cell in cells[: len(titles)]]
 
 
 def titles(figure: Figure) -> list[str]:
@@ -71,10 +71,11 @@ def test_dollar_signs_are_no_mathematics() -> None:
 
 @pytest.mark.parametrize("units", [1, 63, 100])
 def test_units_are_the_strongest_ones_on_one_scale(units: int) -> None:
-    weights = np.ones((units, 5, 5), np.float32) * np.arange(1, units + 1)[:, None, None]
+    pattern = np.arange(25, dtype=np.float32).reshape(5, 5)
+    weights = pattern * np.arange(1, units + 1, dtype=np.float32)[:, None, None]
     figure = figures.units(weights, CLASSES, "A model")
     assert titles(figure) == [f"unit {n}" for n in reversed(range(units))][:64]
-    assert shown(figure) == [[n] * 25 for n in range(units, 0, -1)][:64]
+    assert np.array_equal(images(figure), weights[::-1][:64])
 
 
 @pytest.mark.parametrize("unknown", [0, 1, 2])
@@ -137,13 +138,13 @@ UNITS = {f"unit {n}" for n in range(10)}
 
 
 @pytest.mark.parametrize(
-    ("name", "inputs", "network", "pixels", "labels"),
+    ("name", "inputs", "network", "size", "labels"),
     [
-        ("mlp", IMAGE, LAYER, 784, set(CLASSES)),
-        ("mlp", (28, 28), nn.Sequential(*LAYER, nn.Linear(10, 10)), 784, UNITS),
-        ("mlp", IMAGE, CONVOLUTION, 25, UNITS),
-        ("mlp", (784,), LAYER, 0, set()),  # as of data without images
-        ("linear_regression", (2,), nn.Linear(2, 1), 0, set()),
+        ("mlp", IMAGE, LAYER, (28, 28), set(CLASSES)),
+        ("mlp", (28, 28), nn.Sequential(*LAYER, nn.Linear(10, 10)), (28, 28), UNITS),
+        ("mlp", IMAGE, CONVOLUTION, (5, 5), UNITS),
+        ("mlp", (784,), LAYER, None, set()),  # as of data without images
+        ("linear_regression", (2,), nn.Linear(2, 1), None, set()),
     ],
 )
 def test_figures_are_those_of_the_task_and_of_images_their_weights(
@@ -151,16 +152,16 @@ def test_figures_are_those_of_the_task_and_of_images_their_weights(
     name: str,
     inputs: tuple[int, ...],
     network: nn.Module,
-    pixels: int,
+    size: tuple[int, int] | None,
     labels: set[str],
 ) -> None:
     drawn = draw(name, inputs, network)
     of_task = "confusion.png" if name == "mlp" else "fit.png"
-    of_images = {"mistakes.png", "weights.png"} if pixels else set()
+    of_images = {"mistakes.png", "weights.png"} if size else set()
     assert drawn.keys() == {"curves.png", of_task, "own.png"} | of_images
-    if pixels:
+    if size:
         assert set(titles(drawn["weights.png"])) == labels
-        assert {len(image) for image in shown(drawn["weights.png"])} == {pixels}
+        assert {image.shape for image in images(drawn["weights.png"])} == {size}
 
 
 @pytest.mark.parametrize("table", ["breakdown.csv", "predictions.csv"])
@@ -185,8 +186,9 @@ def test_figures_of_a_classification_show_its_history_and_tables(draw: Draw) -> 
     assert np.allclose(pixels(axes), COUNTS / COUNTS.sum(1, keepdims=True))
 
     # The most confident mistakes, beside their images; of 20 examples two are right.
-    first, *_, last = labels = titles(drawn["mistakes.png"])
-    assert len(labels) == 18 and "predicted: " in last and "0.010" in last
+    first, *_, last = shown = titles(drawn["mistakes.png"])
+    assert len(shown) == 18 and "predicted: " in last and "0.010" in last
     assert first == "no. 19: Ankle boot\npredicted: T-shirt/top\nwith p = 0.190"
-    numbers = [n for n in range(19, -1, -1) if n % 10]
-    assert shown(drawn["mistakes.png"]) == [[n / 256] * 784 for n in numbers]
+    wrong = [n for n in range(19, -1, -1) if n % 10]
+    for n, image in zip(wrong, images(drawn["mistakes.png"]), strict=True):
+        assert image.shape == (28, 28) and (image == n / 256).all()
