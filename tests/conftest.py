@@ -1,6 +1,7 @@
 """What several tests need: the real images, and a clone in which the pipeline has run."""
 
 import contextlib
+import gc
 import gzip
 import os
 import random
@@ -56,7 +57,7 @@ LONGEST = (
     "test_leaks.py",
 )
 # The variable with the folder of the commands `python` and `dvc` of tests/preloaded.py.
-QUICK = "TESTS_QUICK_COMMANDS"
+FORKING = "TESTS_FORKING_COMMANDS"
 # Where MLflow's tables say where artifacts are.
 ARTIFACT_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -66,12 +67,13 @@ ARTIFACT_COLUMNS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the process that clones' commands are forked from, once for all workers."""
-    if hasattr(config, "workerinput") or config.getoption("--all") or sys.platform != "linux":
+    """Start the process that commands are forked from, once for all workers."""
+    Clone.forks = not config.getoption("--all")
+    if hasattr(config, "workerinput") or sys.platform != "linux":
         return
     folder = Path(tempfile.mkdtemp())
     server = preloaded.start(folder)
-    os.environ[QUICK] = str(folder)
+    os.environ[FORKING] = str(folder)
 
     def end() -> None:
         server.communicate()
@@ -108,6 +110,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return order.get(name, len(LONGEST) + (item.path not in slow))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare the garbage collector the hundreds of thousands of objects that all tests share."""
+    gc.freeze()
+    session.config.add_cleanup(gc.unfreeze)  # else Triton complains at the end
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -173,6 +181,8 @@ def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
 class Clone:
     """A clone of the working tree, in which commands run as a user would run them."""
 
+    forks = True  # in place of processes that load PyTorch and MLflow anew
+
     def __init__(self, folder: Path, mirror: Path) -> None:
         self.folder, self.mirror = folder, mirror
         self.prefix: tuple[str, ...] = ()  # of every command
@@ -182,8 +192,13 @@ class Clone:
             for key, value in (("NAME", "A"), ("EMAIL", "a@example.org"))
         }
         self.environment = repository.environment() | author | {"FASHION_MNIST_MIRROR": str(mirror)}
-        if QUICK in os.environ:
-            path = os.environ[QUICK], self.environment["PATH"]
+        if self.forks:
+            self.with_forks()
+
+    def with_forks(self) -> None:
+        """Fork the commands `dvc` and `python -m`, where that is possible."""
+        if FORKING in os.environ:
+            path = os.environ[FORKING], repository.environment()["PATH"]
             self.environment["PATH"] = os.pathsep.join(path)
 
     def without_forks(self) -> None:
@@ -352,8 +367,8 @@ def in_process(
     import mlflow
 
     sigterm = signal.getsignal(signal.SIGTERM)
-    if QUICK in os.environ:  # for the processes that it starts
-        monkeypatch.setattr(sys, "executable", f"{os.environ[QUICK]}/python")
+    if Clone.forks and FORKING in os.environ:  # for the processes that it starts
+        monkeypatch.setattr(sys, "executable", f"{os.environ[FORKING]}/python")
 
     def run(module: ModuleType, *arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", [str(module.__file__), *arguments])

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -27,17 +28,41 @@ from typing import NoReturn
 
 LIBRARIES = (
     "torch",
+    "torch.nested._internal.nested_tensor",
+    "torch.utils._device",
+    "pyarrow.pandas_compat",
+    "pygit2",
+    "ruamel.yaml",
     "safetensors.torch",
     "mlflow.pyfunc",
-    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "mlflow.tracing.processor.base_mlflow",
     "mlflow.tracing.provider",
-    "alembic.command",
+    "alembic.config",
+    "opentelemetry.sdk.metrics.view",
+    "sqlalchemy.dialects.sqlite",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "PIL.JpegImagePlugin",
+    "PIL.PpmImagePlugin",
     "dvc.cli.parser",
     "dvc.repo.experiments.queue.celery",
+    "dvc.repo.experiments.queue.tempdir",
+    "dvc.repo.experiments.queue.workspace",
+    "dvc.repo.experiments.show",
+    "dvc.repo.plots",
+    "dvc.ui.table",
+    "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.local",
     "dvc_render.vega",
-    "scmrepo.git",
+    "dvc_task.proc.manager",
+    "dulwich.worktree",
+    "fsspec.implementations.memory",
+    "kombu.transport.filesystem",
+    "networkx",
+    "platformdirs",
+    "rich.console",
+    "scmrepo.git.backend.pygit2",
 )
 # What starts with this is read when Python or a library is loaded.
 READ_EARLY = ("PYTHON", "OMP_", "GOMP_", "MKL_", "ATEN_", "ONEDNN_", "LD_", "MALLOC_", "CUDA")
@@ -48,7 +73,8 @@ SIZE = 2**20  # bytes of a request at the most
 
 def early(environment: dict[str, str]) -> dict[str, str]:
     """The variables that a fork cannot change any more."""
-    return {key: value for key, value in environment.items() if key.startswith(READ_EARLY)}
+    names = {name for name in environment if name.startswith(READ_EARLY)} - {"PYTHONPATH"}
+    return {name: environment[name] for name in names}
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -78,8 +104,7 @@ def serve(listener: socket.socket) -> list[str]:
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if "torch" not in sys.modules:
-            for library in LIBRARIES:
-                importlib.import_module(library)
+            load()
             gc.freeze()  # else the collector of each fork would write to all objects
         request, files, *_ = socket.recv_fds(connection, SIZE, 3)
         if not request:  # the client was killed
@@ -103,6 +128,18 @@ def serve(listener: socket.socket) -> list[str]:
         for file in files:
             os.close(file)
     sys.exit()
+
+
+def load() -> None:
+    """Load the libraries, and what they would look up once in each process."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    metadata = sys.modules["importlib_metadata"]
+    found = metadata.packages_distributions()  # MLflow's check of requirements takes 0.7 s for it
+    metadata.packages_distributions = lambda: found
+    figure = sys.modules["matplotlib.figure"].Figure()
+    figure.subplots().set_yscale("log")  # which needs mathematics
+    figure.savefig(io.BytesIO())
 
 
 def supervise(connection: socket.socket) -> None:
@@ -167,7 +204,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
     try:
         module, *sys.argv[1:] = serve(socket.socket(*KIND, fileno=int(sys.argv[1])))
-        sys.path[0] = str(Path.cwd())
+        folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:1] = [str(Path.cwd()), *filter(None, folders)]
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module("sitecustomize")  # as Python does when it begins
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as exit_:

@@ -1,18 +1,14 @@
 """Real servers for the tests, and processes that record at the same time."""
 
 import contextlib
-import importlib
-import multiprocessing
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +18,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-import stages
 from lab import params
 from lab.common import files
 from tests.conftest import Clone
@@ -33,9 +28,6 @@ MODELS = tuple(params.load(repository.ROOT / "tests/params.yaml").models)
 BUCKET = "our-bucket"  # in docs/sharing.md
 # The package of its clients has no initdb.
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-# Forks processes that need not load PyTorch and MLflow, which takes seconds.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch._dynamo", "stages.record", "stages.train", __name__])
 
 
 @contextlib.contextmanager
@@ -201,21 +193,20 @@ class Stage:
     """A stage in a process of its own: what `python -m stages.record mlp` does, but forked."""
 
     def __init__(self, folder: Path, *command: str, **environment: str) -> None:
-        self.stderr = folder / f".dvc/tmp/stderr.{uuid.uuid4()}"
-        self.process = FORKS.Process(target=_run, args=(folder, self.stderr, command, environment))
-        self.process.start()
+        clone = Clone(folder, folder)
+        clone.with_forks()
+        name, *arguments = command
+        self.process = subprocess.Popen(
+            ["python", "-m", f"stages.{name}", *arguments],
+            cwd=folder,
+            env=clone.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
-    def end(self) -> tuple[int | None, str]:
+    def end(self) -> tuple[int, str]:
         """Wait for the exit code and what it printed as errors."""
-        self.process.join()
-        return self.process.exitcode, self.stderr.read_text()
-
-
-def _run(folder: Path, stderr: Path, command: tuple[str, ...], environment: dict[str, str]) -> None:
-    os.chdir(folder)
-    os.environ.update(environment)
-    stderr.parent.mkdir(parents=True, exist_ok=True)
-    with stderr.open("wb") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    sys.argv = list(command)
-    stages.run(importlib.import_module(f"stages.{command[0]}").main)
+        _, errors = self.process.communicate()
+        return self.process.returncode, errors

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, Clone
+from tests.conftest import FORKING, Clone
 
 pytestmark = pytest.mark.slow
 PROGRAM = """
@@ -33,10 +33,12 @@ sys.exit(7)
 @pytest.fixture
 def folder(tmp_path: Path) -> Clone:
     """A folder with a program that says whether a library was loaded before it began."""
-    if QUICK not in os.environ:
-        pytest.skip("with --all, and on other systems than Linux, nothing is forked")
+    if FORKING not in os.environ:
+        pytest.skip("only on Linux is anything forked")
     (tmp_path / "program.py").write_text(PROGRAM)
-    return Clone(tmp_path, tmp_path)
+    clone = Clone(tmp_path, tmp_path)
+    clone.with_forks()
+    return clone
 
 
 def test_it_has_the_folder_environment_and_arguments_and_ends_with_the_same_code(

@@ -1,6 +1,7 @@
 """A killed training continues from its checkpoint and produces the same bytes."""
 
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +18,6 @@ from lab import checkpoints, params, schema, training
 from lab.common import workspace
 from stages import train
 from tests.conftest import Program, contents
-from tests.servers import FORKS
 from tracking.repository import ROOT
 
 pytestmark = pytest.mark.slow
@@ -28,6 +28,9 @@ RESULTS = schema.results(MODEL)
 CHECKPOINTS = Path(".dvc/tmp/checkpoints")
 Finish = Callable[[], tuple[bool, bool]]
 MID_EPOCH = (27, "after")  # an epoch has 20 steps
+# Forks processes that need not load PyTorch, which takes seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch._dynamo", __name__])
 
 
 def train_and_die(folder: Path, environment: dict[str, str], n: int, when: str) -> None:

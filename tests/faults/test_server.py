@@ -116,7 +116,7 @@ class Place:
         settings = server_settings(self.address)
         stage = Stage(self.clone.folder, "record", MODEL, **settings)
         while len(self.proxy.seen) < self.proxy.first:
-            assert stage.process.is_alive()
+            assert stage.process.poll() is None
             time.sleep(0.01)
         return stage
 

@@ -56,9 +56,8 @@ def write() -> None:
     files = {Path(path) for path in paths if path}
     root = Path.cwd()
     names = [str(file.relative_to(root)) for file in files if file.is_relative_to(root)]
-    name = "@".join([Path(sys.argv[0]).stem, *sys.argv[1:]])
     notes = json.dumps({"files": names, "read": sorted(read)})
-    Path(os.environ["NOTES"], name).write_text(notes)
+    Path(os.environ["NOTES"], os.environ["DVC_STAGE"]).write_text(notes)
 
 
 Strict.__getattribute__ = get_and_note  # type: ignore[assignment,method-assign]
