@@ -74,6 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = Path(tempfile.mkdtemp())
     server = preloaded.start(folder)
     os.environ[FORKING] = str(folder)
+    if config.getoption("tx", None):
+        config.option.tx = [f"{start}//python={folder}/worker" for start in config.option.tx]
 
     def end() -> None:
         server.communicate()

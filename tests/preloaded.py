@@ -2,7 +2,8 @@
 
 Most of their time would go into loading PyTorch, MLflow and DVC. One process, the server, loads
 these once. The commands `python -m` and `dvc` ask it for a fork, which takes over the folder, the
-environment, the open files and the arguments, and imports the project's code from the folder.
+environment, the open files and the arguments, and imports the project's code from the folder. So
+does `worker`, which is how pytest-xdist starts the processes that run the tests: `-u -c CODE`.
 
 This file is the server and the client. It needs the standard library alone, as that loads quickly.
 It works on Linux: other systems lack this kind of socket, or may not fork with threads.
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 LIBRARIES = (
     "torch",
@@ -78,7 +79,7 @@ def early(environment: dict[str, str]) -> dict[str, str]:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the server, and write the commands `python` and `dvc` into the folder.
+    """Start the server, and write the commands `python`, `dvc` and `worker` into the folder.
 
     The server ends when its standard input does.
     """
@@ -87,6 +88,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     for name, text in {
         "python": f'[ "$1" = -m ] || {whole} "$@"\nshift\n{client} "$@"',
         "dvc": f'{client} dvc "$@"',
+        "worker": f'shift\n{client} "$@"',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
@@ -134,7 +136,7 @@ def load() -> None:
     """Load the libraries, and what they would look up once in each process."""
     for library in LIBRARIES:
         importlib.import_module(library)
-    metadata = sys.modules["importlib_metadata"]
+    metadata: Any = sys.modules["importlib_metadata"]
     found = metadata.packages_distributions()  # MLflow's check of requirements takes 0.7 s for it
     metadata.packages_distributions = lambda: found
     figure = sys.modules["matplotlib.figure"].Figure()
@@ -183,7 +185,8 @@ def ask(address: str, arguments: list[str]) -> NoReturn:
         os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606
     code = int(server.recv(SIZE) or 1)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # of SIGKILL
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 
@@ -208,7 +211,10 @@ if __name__ == "__main__":
         sys.path[:1] = [str(Path.cwd()), *filter(None, folders)]
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module("sitecustomize")  # as Python does when it begins
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})  # noqa: S102
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as exit_:
         code = exit_.code or 0

@@ -35,6 +35,7 @@ def test_a_model_of_torchvision_has_the_same_bits_and_natively_it_has_others(nam
 
 
 @pytest.mark.slow
+@pytest.mark.sample(0)  # exact/tests/test_package.py runs the probe in another environment, too
 def test_the_probe_runs_in_another_python_and_finds_the_expected_hash(tmp_path: Path) -> None:
     machine = emulated.here(tmp_path)
     for kernels in {False, bool(shutil.which("cc"))}:

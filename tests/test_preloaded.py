@@ -52,6 +52,8 @@ def test_it_has_the_folder_environment_and_arguments_and_ends_with_the_same_code
     # What Python reads before it begins needs a whole process.
     done = folder.try_(*command, WORD="word", PYTHONHASHSEED="1")
     assert (done.stdout, done.returncode) == ("False x word \nat exit\n", 7)
+    (folder.folder / "killed.py").write_text("import os; os.kill(os.getpid(), 9)")
+    assert folder.try_("python", "-m", "killed").returncode == -9
     folder.without_forks()  # the control
     assert folder.try_(*command, WORD="word").stdout == "False x word \nat exit\n"
 

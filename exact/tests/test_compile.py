@@ -99,6 +99,7 @@ def train(
     return bits(left), ran
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("make", MODELS, ids=[make.__name__ for make in MODELS])
 def test_a_compiled_training_leaves_the_same_bits(make: Any, optimizer: str) -> None:

@@ -27,6 +27,7 @@ def printed(code: str, *arguments: str) -> list[str]:
     return subprocess.check_output(command, cwd=FOLDER.parent, text=True).splitlines()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "code",
     [block("example").split("```python")[1].split("```")[0], *(p.read_text() for p in EXAMPLES)],

@@ -165,7 +165,7 @@ def bound(clone: Clone) -> Clone:
     " outputs",
     "with write permission the same command succeeds",
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("folder", "stage"),
     [

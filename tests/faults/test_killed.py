@@ -22,6 +22,7 @@ from lab.common import workspace
 from stages import train
 from tests.conftest import Clone, Program, contents
 from tools import repair
+from tracking import repository
 
 pytestmark = pytest.mark.slow
 fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "1. Killed anywhere")
@@ -69,14 +70,14 @@ def outputs() -> dict[str, bytes]:
 
 @pytest.fixture
 def start(clone: Clone) -> Iterator[Start]:
-    """A function that starts a command. What it prints goes to ../log."""
-    clone.without_forks()
+    """A function that starts a command as a user does. What it prints goes to ../log."""
+    environment = repository.environment() | {"FASHION_MNIST_MIRROR": str(clone.mirror)}
     processes = []
 
     def start(*command: str) -> psutil.Popen:
         with Path("../log").open("wb") as log:
             options: Any = {"start_new_session": True, "stdout": log, "stderr": log}
-            processes.append(psutil.Popen(command, env=clone.environment, **options))
+            processes.append(psutil.Popen(command, env=environment, **options))
         return processes[-1]
 
     yield start

@@ -1,23 +1,19 @@
 """A killed training continues from its checkpoint and produces the same bytes."""
 
-import itertools
-import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-import stages
 from lab import checkpoints, params, schema, training
 from lab.common import workspace
 from stages import train
-from tests.conftest import Program, contents
+from tests.conftest import Clone, Program, contents
 from tracking.repository import ROOT
 
 pytestmark = pytest.mark.slow
@@ -28,46 +24,46 @@ RESULTS = schema.results(MODEL)
 CHECKPOINTS = Path(".dvc/tmp/checkpoints")
 Finish = Callable[[], tuple[bool, bool]]
 MID_EPOCH = (27, "after")  # an epoch has 20 steps
-# Forks processes that need not load PyTorch, which takes seconds.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch._dynamo", __name__])
 
 
-def train_and_die(folder: Path, environment: dict[str, str], n: int, when: str) -> None:
-    """Train with a checkpoint at every step, and die before, during or after the n-th.
+# Trains with a checkpoint at every step, and dies before, during or after the n-th. "During" means
+# that half of the bytes are written. With n = 0, it trains undisturbed.
+PROGRAM = f"""
+import itertools, os, signal, sys
+import stages
+from lab import checkpoints
+from stages import train
 
-    "During" means that half of the bytes are written. With n = 0, train undisturbed.
-    """
-    save, patch, number = checkpoints.Checkpoint.save, pytest.MonkeyPatch(), itertools.count(1)
+n, when = int(sys.argv[1]), sys.argv[2]
+save, number = checkpoints.Checkpoint.save, itertools.count(1)
 
-    def save_and_die(checkpoint: checkpoints.Checkpoint, *state: Any) -> None:
-        last = next(number) == n
-        if last and when == "during":
-            patch.setattr(os, "fsync", halve_and_die)  # which ends the writing
-        if not (last and when == "before"):
-            save(checkpoint, *state)
-        if last:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def halve_and_die(descriptor: int) -> None:
-        os.truncate(f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_size // 2)
+def save_and_die(checkpoint, *state):
+    last = next(number) == n
+    if last and when == "during":
+        os.fsync = halve_and_die  # which ends the writing
+    if not (last and when == "before"):
+        save(checkpoint, *state)
+    if last:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    os.chdir(folder)
-    os.environ.update(environment)
-    if n:
-        patch.setattr(checkpoints, "INTERVAL", 0)
-        patch.setattr(checkpoints.Checkpoint, "save", save_and_die)
-    patch.setattr("sys.argv", ["train.py", MODEL])
-    stages.run(train.main)
+def halve_and_die(descriptor):
+    os.truncate(f"/proc/self/fd/{{descriptor}}", os.fstat(descriptor).st_size // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if n:
+    checkpoints.INTERVAL, checkpoints.Checkpoint.save = 0, save_and_die
+sys.argv = ["train.py", "{MODEL}"]
+stages.run(train.main)
+"""
 
 
-def exit_code(folder: Path, n: int, when: str = "") -> int | None:
-    """Run `train_and_die` in a new process, forked from one that has loaded torch."""
-    process = FORKS.Process(target=train_and_die, args=(folder, dict(os.environ), n, when))
-    process.start()
-    process.join()
-    return process.exitcode
+def exit_code(folder: Path, n: int, when: str = "") -> int:
+    """Run the program in the folder."""
+    clone = Clone(folder, folder)
+    clone.with_forks()
+    (folder / "dying.py").write_text(PROGRAM)
+    root = {name: os.environ[name] for name in ["DVC_ROOT"] if name in os.environ}
+    return clone.try_("python", "-m", "dying", str(n), when, **root).returncode
 
 
 @pytest.fixture(scope="module")
