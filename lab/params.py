@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.parser import Parser
 from ruamel.yaml.reader import ReaderError
 
 from lab import schema
@@ -38,6 +39,28 @@ class ParamsError(InputError):
     exit_code = 2
 
 
+class _Parser(Parser):
+    """Refuses aliases, before they can unfold without end, tags, and depths."""
+
+    depth = 0
+
+    def get_event(self) -> Any:
+        event = super().get_event()
+        self.depth += isinstance(event, CollectionStartEvent) - isinstance(
+            event, CollectionEndEvent
+        )
+        problem = ""
+        if isinstance(event, AliasEvent):
+            problem = f"plain values, found the alias *{_printable(event.anchor)}"
+        elif (tag := getattr(event, "tag", None)) is not None and str(tag) != "!":
+            problem = f"plain values, found the tag {_printable(str(tag))}"
+        elif self.depth > DEPTH:
+            problem = f"YAML of at most {DEPTH} levels"
+        if problem:
+            raise ParamsError(f"line {event.start_mark.line + 1}: expected {problem}")
+        return event
+
+
 class _Constructor(SafeConstructor):
     """Names the line of a value that cannot be read, as 2001-99-99 is no date."""
 
@@ -63,34 +86,17 @@ def load(path: Path = PATH) -> Params:
 def parse(text: str, path: Path = PATH) -> Params:
     """Check all parameters. Raises ParamsError, whose message is one line, and names `path`."""
     yaml = YAML(typ="safe", pure=True)  # DVC's own parser: `-S lr=1e-5` is a number to both
-    yaml.Constructor = _Constructor
+    yaml.Parser, yaml.Constructor = _Parser, _Constructor
     try:
-        _require_plain(text, path)
         tree = yaml.load(text)
-    except ParamsError:
-        raise
+    except ParamsError as error:
+        raise ParamsError(f"{path}: {error}") from error
     except Exception as error:  # beside its own, it has those of whatever it stumbles over
         raise ParamsError(f"{path}: {_yaml_problem(error, text)}") from error
     try:
         return schema.schema_of(tree).model_validate(tree)
     except ValidationError as error:
         raise ParamsError(f"{path}: {_first_problem(error, tree)}") from error
-
-
-def _require_plain(text: str, path: Path) -> None:
-    """Raise ParamsError for aliases, which may unfold without end, for tags, and for depths."""
-    depth = 0
-    for event in YAML(typ="safe", pure=True).parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        problem = ""
-        if isinstance(event, AliasEvent):
-            problem = f"expected plain values, found the alias *{_printable(event.anchor)}"
-        elif (tag := getattr(event, "tag", None)) is not None and str(tag) != "!":
-            problem = f"expected plain values, found the tag {_printable(str(tag))}"
-        elif depth > DEPTH:
-            problem = f"expected YAML of at most {DEPTH} levels"
-        if problem:
-            raise ParamsError(f"{path}: line {event.start_mark.line + 1}: {problem}")
 
 
 def _yaml_problem(error: Exception, text: str) -> str:
