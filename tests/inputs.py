@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import http.server
 import json
 import os
@@ -75,9 +76,14 @@ def page(body: bytes, status: int = 200, header: str = "Content-Length: {size}")
 
 def settings(*sources: str, **changes: object) -> download.Download:
     """The download of tests/params.yaml from these sources."""
+    return _download().model_copy(update={"sources": sources, **changes})
+
+
+@functools.cache
+def _download() -> download.Download:
     good = params.load(ROOT / "tests/params.yaml").download
     assert good
-    return good.model_copy(update={"sources": sources, **changes})
+    return good
 
 
 def _bind_socket(path: Path) -> None:

@@ -209,11 +209,14 @@ def test_the_pages_are_served_to_this_machine_only(port: int) -> None:
     assert listening(port) == {"127.0.0.1"}
 
 
-def test_dvc_draws_every_plot_that_dvc_yaml_declares(page: Page, clone: Clone) -> None:
+def test_dvc_draws_every_plot_that_dvc_yaml_declares(
+    page: Page, clone: Clone, run_all: bool
+) -> None:
     models = [entry.title for entry in params.load(clone.folder / "params.yaml").models.values()]
     training = [title for model in models for title in (model, f"{model}, gradient by layer")]
     titles = [*training, *(model for model in models for _ in ("predictions", "breakdown"))]
-    for command, *experiments in (["show"], ["diff", "HEAD", "faster"]):
+    commands = ([["show"]] if run_all else []) + [["diff", "HEAD", "faster"]]
+    for command, *experiments in commands:
         clone.run("dvc", "plots", command, *experiments)
         page.goto((clone.folder / "dvc_plots/index.html").as_uri())
         drawn = page.locator("svg.marks")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from ruamel.yaml import YAML
 from lab import params, schema, workers
 from lab.common import workspace
 from lab.common.files import InputError
-from tests.conftest import contents
+from tests.conftest import Clone, contents
 from tracking.repository import ROOT
 
 pytestmark = pytest.mark.slow
@@ -49,6 +48,7 @@ stages.run(train.main)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with code, data and parameters for a training of two epochs; the current one."""
     monkeypatch.setattr(workers, "TIMEOUT", TIMEOUT)
+    monkeypatch.setenv("PATH", Clone(tmp_path, tmp_path).environment["PATH"])
     monkeypatch.chdir(tmp_path)
     for name in workspace.CODE:
         shutil.copytree(ROOT / name, name)
@@ -60,8 +60,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def launch(n: int, rank: int, step: int, name: str) -> None:
-    workers.launch([sys.executable, "-c", WORKER, str(rank), str(step), name], n)
+def launch(n: int, rank: int, step: int, name: str, program: str = WORKER) -> None:
+    Path("worker.py").write_text(program)
+    workers.launch(["python", "-m", "worker", str(rank), str(step), name], n)
 
 
 @fault(
@@ -117,5 +118,5 @@ def test_a_mistake_of_one_worker_is_told_with_its_number(folder: Path) -> None:
     mistake = "os.environ['RANK'] == '1' and sys.exit('no disk')\nimport stages"
     broken = WORKER.replace("import stages", mistake, 1)
     with pytest.raises(InputError, match=r"^worker 1 of 2: no disk$"):
-        workers.launch([sys.executable, "-c", broken, "-1", "0", ""], 2)
+        launch(2, -1, 0, "", broken)
     assert "RANK" not in os.environ

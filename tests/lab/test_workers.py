@@ -30,6 +30,7 @@ def results(mesh: DeviceMesh | None, arithmetic: Arithmetic = "exact") -> list[b
     return [train(arithmetic, group=group, batch_size=size, **CHANGES).result for size in SIZES]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_any_number_of_workers_produces_the_same_bytes(n: int) -> None:
     assert on_workers(results, n) == [results(None)] * n

@@ -55,6 +55,7 @@ def test_a_sweep_survives_a_worker_and_a_training_that_diverges(
     ) as process:
         worker_of(process).kill()
         printed, errors = (text.decode() for text in process.communicate())
+    clone.with_forks()
     assert process.returncode == 1 and "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("failed: ")]
     assert line.startswith("failed: lr-1000-") and "training diverged" in line
@@ -68,7 +69,7 @@ def test_a_sweep_survives_a_worker_and_a_training_that_diverges(
     shown = clone.run("dvc", "exp", "show", "--md")
     assert all(run.info.run_name in shown for run in done.values())
     assert clone.run("git", "status", "--porcelain").split() == ["M", "params.yaml"]
-    again = clone.try_(*command)
+    again = clone.try_("python", *command[1:])
     known = f"{len(good)} of {len(good) + 1} experiments are known"
     assert known in again.stderr and again.stdout == printed
 
