@@ -19,7 +19,7 @@ import requests
 from lab import params
 from lab.common.files import InputError
 from stages import command
-from tracking import store
+from tracking import location, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Show the recorded runs in MLflow.")
     parser.add_argument("--port", type=int, default=5000)
     port = parser.parse_args().port
-    uri = store.store_uri()
+    uri = location.store_uri()
     with store.one_line_errors("MLflow does not give the experiments"):
         tables = links(store.connect(create=False))
     if uri.startswith("http"):

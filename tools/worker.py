@@ -17,7 +17,7 @@ from filelock import FileLock
 from lab.common.commands import output
 from lab.common.files import InputError
 from lab.common.workspace import NOTES
-from tracking import repository, store
+from tracking import location, repository
 from tracking.repository import ROOT
 
 REMOTE = "origin"  # of git, by which machines share commits and experiments
@@ -48,7 +48,7 @@ def compute(job: Job) -> str:
     environment = repository.environment() | {
         key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")
     }
-    environment["MLFLOW_TRACKING_URI"] = store.store_uri()
+    environment["MLFLOW_TRACKING_URI"] = location.store_uri()
     try:
         _check_out(job, clone, environment)
         words = [sys.executable, "-m", "tools.dvc", "exp", "run", "--name", job.name]

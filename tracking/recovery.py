@@ -10,7 +10,7 @@ import mlflow
 from filelock import FileLock, Timeout
 
 from lab.common import workspace
-from tracking.store import store_uri
+from tracking.location import store_uri
 
 MARKER = "recording"  # the tag that names a run's marker file
 

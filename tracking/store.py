@@ -1,4 +1,4 @@
-"""MLflow's store: where it is, whether it can be used, and the experiments in it."""
+"""MLflow's store: whether it can be used, and the experiments in it."""
 
 import contextlib
 import json
@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlflow
 import requests
@@ -19,45 +18,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from lab.common import workspace
 from lab.common.files import InputError, one_line, root_cause
 from lab.schema import Params
+from tracking.location import SQLITE, database, store_uri, without_password
 
-SQLITE = "sqlite:///"
 VIEW = "results"  # the key of the saved view, as links to it name it
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # not each table that it creates
 # Nor, in several lines, an error that it raises as well.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-
-
-def store_uri() -> str:
-    """The address or path of the store. Raises InputError as `database` does."""
-    path = database()
-    return f"{SQLITE}{path}" if path else os.environ["MLFLOW_TRACKING_URI"]
-
-
-def database() -> Path | None:
-    """The file of a sqlite store, by default mlflow.db in the main repository; None for a server.
-
-    Raises InputError for any other store, and for a file that cannot be used.
-    A relative path counts from the main repository: DVC deletes the folder of an experiment.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    if uri.startswith(("http://", "https://", "postgresql")):
-        return None
-    if not uri.startswith(SQLITE):
-        raise InputError(
-            f"MLFLOW_TRACKING_URI = {uri}: expected sqlite:///FILE or the address of a server"
-        )
-    path = workspace.main_root() / uri.removeprefix(SQLITE)
-    if set("?%") & set(str(path)):
-        raise InputError(f"{path}: MLflow cannot keep runs at a path with ? or % in it")
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file for MLflow's database, this is a folder")
-    if path.exists():
-        with path.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                raise InputError(f"{path}: not a sqlite database")
-        if not os.access(path, os.W_OK):
-            raise InputError(f"{path}: MLflow's database cannot be written")
-    return path
 
 
 def connect(create: bool = True) -> mlflow.MlflowClient:
@@ -81,11 +47,6 @@ def connect(create: bool = True) -> mlflow.MlflowClient:
                 fresh.replace(path)
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient()
-
-
-def without_password(uri: str) -> str:
-    """The store's address or path, without a password."""
-    return uri.rpartition("@")[2].removeprefix(SQLITE)
 
 
 def _require_answer(uri: str) -> None:

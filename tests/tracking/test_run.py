@@ -13,7 +13,7 @@ from lab.common import files
 from lab.networks import Shape
 from tests import servers
 from tests.conftest import Clone
-from tracking import description, repository, run, store
+from tracking import description, location, repository, run, store
 from tracking.repository import ROOT
 
 HISTORY = [
@@ -44,7 +44,7 @@ def record(database: Path, git: Clone) -> Record:
 
 
 def recorded() -> list[Run]:
-    return servers.runs(store.store_uri(), "mlp")
+    return servers.runs(location.store_uri(), "mlp")
 
 
 def test_a_run_holds_parameters_metrics_tags_data_and_artifacts(

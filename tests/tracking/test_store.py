@@ -1,4 +1,4 @@
-"""Where MLflow's store is, and what is said of one that cannot be used."""
+"""What is said of a store that cannot be used, and what an experiment in one has."""
 
 import json
 import time
@@ -10,24 +10,6 @@ from lab import params
 from lab.common.files import InputError
 from tracking import store
 from tracking.repository import ROOT
-
-
-@pytest.mark.parametrize(
-    ("uri", "expected"),
-    [
-        ("", "sqlite:///{root}/mlflow.db"),
-        ("sqlite:///runs/my.db", "sqlite:///{root}/runs/my.db"),
-        ("sqlite:////elsewhere/my.db", "sqlite:////elsewhere/my.db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-    ],
-)
-def test_where_the_store_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: str
-) -> None:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.chdir("/")  # as the folder of a queued experiment is another
-    assert store.store_uri() == expected.format(root=tmp_path)
 
 
 @pytest.mark.parametrize(
