@@ -46,9 +46,8 @@ class _Parser(Parser):
 
     def get_event(self) -> Any:
         event = super().get_event()
-        self.depth += isinstance(event, CollectionStartEvent) - isinstance(
-            event, CollectionEndEvent
-        )
+        self.depth += isinstance(event, CollectionStartEvent)
+        self.depth -= isinstance(event, CollectionEndEvent)
         problem = ""
         if isinstance(event, AliasEvent):
             problem = f"plain values, found the alias *{_printable(event.anchor)}"

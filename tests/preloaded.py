@@ -86,8 +86,8 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     whole = f"exec {shlex.quote(sys.executable)}"
     client = f"{whole} -IS {shlex.join([__file__, f'{folder}/socket'])}"
     for name, text in {
-        "python": f'[ "$1" = -m ] || {whole} "$@"\nshift\n{client} "$@"',
-        "dvc": f'{client} dvc "$@"',
+        "python": f'[ "$1" = -m ] || {whole} "$@"\n{client} "$@"',
+        "dvc": f'{client} -m dvc "$@"',
         "worker": f'shift\n{client} "$@"',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -102,7 +102,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def serve(listener: socket.socket) -> list[str]:
-    """Answer requests until the tests end. In a fork it returns: the module and its arguments."""
+    """Answer requests until the tests end. In a fork it returns: the arguments of Python."""
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if "torch" not in sys.modules:
@@ -170,7 +170,7 @@ def send(connection: socket.socket, number: int) -> None:
 
 
 def ask(address: str, arguments: list[str]) -> NoReturn:
-    """Run `python -m` with these arguments in a fork of the server, and end as it ends."""
+    """Run Python with these arguments in a fork of the server, and end as it ends."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until they can be passed on
     server = socket.socket(*KIND)
     server.connect(address)
@@ -182,7 +182,7 @@ def ask(address: str, arguments: list[str]) -> NoReturn:
             signal.signal(number, lambda number, _: os.kill(process, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if not process:
-        os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
     code = int(server.recv(SIZE) or 1)
     if code < 0:
         with contextlib.suppress(OSError):  # of SIGKILL
@@ -206,15 +206,15 @@ if __name__ == "__main__":
     atexit.register(end)  # first, to be called last
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
     try:
-        module, *sys.argv[1:] = serve(socket.socket(*KIND, fileno=int(sys.argv[1])))
+        option, program, *sys.argv[1:] = serve(socket.socket(*KIND, fileno=int(sys.argv[1])))
         folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         sys.path[:1] = [str(Path.cwd()), *filter(None, folders)]
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module("sitecustomize")  # as Python does when it begins
-        if module == "-c":
-            exec(sys.argv.pop(1), {"__name__": "__main__"})  # noqa: S102
+        if option == "-c":
+            exec(program, {"__name__": "__main__"})  # noqa: S102
         else:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as exit_:
         code = exit_.code or 0
