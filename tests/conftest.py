@@ -203,9 +203,13 @@ class Clone:
             path = os.environ[FORKING], repository.environment()["PATH"]
             self.environment["PATH"] = os.pathsep.join(path)
 
+    def whole(self) -> dict[str, str]:
+        """The environment of whole processes, as a user starts them: of those that are killed."""
+        return self.environment | {"PATH": repository.environment()["PATH"]}
+
     def without_forks(self) -> None:
-        """Start commands as a user does, for tests that kill them or limit what they may do."""
-        self.environment["PATH"] = repository.environment()["PATH"]
+        """Start whole processes from now on, for tests that limit what these may do."""
+        self.environment = self.whole()
 
     def try_(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command that may fail."""

@@ -22,7 +22,6 @@ from lab.common import workspace
 from stages import train
 from tests.conftest import Clone, Program, contents
 from tools import repair
-from tracking import repository
 
 pytestmark = pytest.mark.slow
 fault: Callable[..., pytest.MarkDecorator] = partial(pytest.mark.fault, "1. Killed anywhere")
@@ -71,8 +70,7 @@ def outputs() -> dict[str, bytes]:
 @pytest.fixture
 def start(clone: Clone) -> Iterator[Start]:
     """A function that starts a command as a user does. What it prints goes to ../log."""
-    environment = repository.environment() | {"FASHION_MNIST_MIRROR": str(clone.mirror)}
-    processes = []
+    environment, processes = clone.whole(), []
 
     def start(*command: str) -> psutil.Popen:
         with Path("../log").open("wb") as log:

@@ -43,7 +43,6 @@ def worker_of(process: subprocess.Popen[bytes]) -> psutil.Process:
 def test_a_sweep_survives_a_worker_and_a_training_that_diverges(
     clone: Clone, finished: Clone, tmp_path: Path, run_all: bool
 ) -> None:
-    clone.without_forks()
     store = f"sqlite:///{clone.folder}/mlflow.db"
     edited = {"batch_size: 10\n": "batch_size: 20\n"}
     clone.edit(edited)  # not committed
@@ -51,11 +50,10 @@ def test_a_sweep_survives_a_worker_and_a_training_that_diverges(
     rates = ",".join([*good, "1000"])
     command = [*SWEEP, "--workers", "2", "-S", f"lr={rates}", TARGET]
     with subprocess.Popen(
-        command, cwd=clone.folder, env=clone.environment, stdout=PIPE, stderr=PIPE
+        command, cwd=clone.folder, env=clone.whole(), stdout=PIPE, stderr=PIPE
     ) as process:
         worker_of(process).kill()
         printed, errors = (text.decode() for text in process.communicate())
-    clone.with_forks()
     assert process.returncode == 1 and "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("failed: ")]
     assert line.startswith("failed: lr-1000-") and "training diverged" in line
