@@ -40,7 +40,7 @@ class ParamsError(InputError):
 
 
 class _Parser(Parser):
-    """Refuses aliases, before they can unfold without end, tags, and depths."""
+    """Refuses tags, too many levels, and aliases, which may unfold without end."""
 
     depth = 0
 
