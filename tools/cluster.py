@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-import pandas as pd
 from tqdm import tqdm
 
 from lab import params
 from lab.common.commands import output
 from lab.common.files import InputError, one_line
 from lab.schema import Params
-from tools import compare
 from tools.worker import REMOTE, Job, compute, ref
-from tracking import repository, store
+from tracking import repository
 from tracking.repository import ROOT
 
+# Each worker of this machine loads this module, too. So what takes seconds is imported late.
 if TYPE_CHECKING:
+    import pandas as pd
     from distributed import Client
 
 NAME = "tags.DVC_EXP_NAME"  # of a run, the name of its experiment
@@ -102,7 +102,7 @@ class Sweep:
             jobs.append(Job(name, *self.code, tuple(changes), tuple(targets), shared))
         return jobs
 
-    def run(self, jobs: Sequence[Job]) -> pd.DataFrame:
+    def run(self, jobs: Sequence[Job]) -> "pd.DataFrame":
         """Run the experiments that are not known, and return the finished runs of all.
 
         Dask gives an experiment whose worker died to another one, up to three times. Raises
@@ -141,6 +141,8 @@ class Sweep:
                     raise InputError(
                         "the connection to the scheduler was lost: the same command goes on"
                     ) from error
+        from tracking import store
+
         with store.one_line_errors("MLflow does not give the runs"):
             return deduplicate(jobs)
 
@@ -242,12 +244,15 @@ def fetch(job: Job) -> str:
     return ""
 
 
-def deduplicate(jobs: Sequence[Job]) -> pd.DataFrame:
+def deduplicate(jobs: Sequence[Job]) -> "pd.DataFrame":
     """Leave one finished run of each experiment and model in MLflow's store, and return these.
 
     A worker that was killed can have left a run that nobody ends, or one that another worker
     records again. Raises InputError where two workers have got different bytes.
     """
+    from tools import compare
+    from tracking import store
+
     client = store.connect()
     names = {job.name for job in jobs}
     ids = [found.experiment_id for found in client.search_experiments()]

@@ -17,12 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from lab import params
 from lab.common.files import InputError
 from stages import command
-from tools import compare
 from tools.cluster import NAME, Sweep, changed, digest, expand, require_private, require_stages
 
 SEARCHES = Path("searches")
@@ -93,6 +90,8 @@ def grid(sweep: Sweep, arguments: argparse.Namespace) -> None:
     require_stages(arguments.targets)
     runs = sweep.run(sweep.jobs(combinations, arguments.targets))
     if len(runs):
+        from tools import compare
+
         print(compare.readable(compare.compared(runs)).to_string(index=False))
     else:
         print("MLflow's store has no finished run of these experiments; see `dvc exp show`")
@@ -107,6 +106,8 @@ def search(sweep: Sweep, arguments: argparse.Namespace) -> None:
     if arguments.model not in p.models:
         raise InputError(f"--model {arguments.model}: expected of {', '.join(p.models)}")
     model, fixed = arguments.model, arguments.set_param
+    import pandas as pd
+
     from tools import search as searching  # a grid does not need Optuna
 
     def values(setting: str) -> list[str]:

@@ -29,5 +29,5 @@ def test_where_the_store_is(
 
 
 def test_workers_of_a_sweep_start_without_loading_mlflow() -> None:
-    code = "import sys, tools.worker; print({'mlflow', 'torch'} & sys.modules.keys())"
+    code = "import sys, tools.sweep; print({'mlflow', 'pandas', 'torch'} & sys.modules.keys())"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "set()\n"
