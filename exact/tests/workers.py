@@ -13,14 +13,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-# Forks processes that need not load PyTorch, which takes seconds.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch._dynamo", __name__])
 Result = TypeVar("Result")
 
 
 def on_workers(function: Callable[[DeviceMesh], Result], n: int) -> list[Result]:
     """What the function returned on each of n workers. It is called with their mesh."""
+    # Forked from a process that has loaded PyTorch and the function's module, which takes seconds.
+    module = (function.func if isinstance(function, partial) else function).__module__
+    FORKS.set_forkserver_preload(["torch._dynamo", __name__, module])
     with TemporaryDirectory() as folder, ProcessPoolExecutor(n, mp_context=FORKS) as pool:
         store = Path(folder, "store").as_uri()
         return list(pool.map(partial(_work, function, n, store), range(n)))
