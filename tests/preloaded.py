@@ -1,11 +1,11 @@
 """Python with the large libraries already loaded, for the hundreds of processes that tests start.
 
 Most of their time would go into loading PyTorch, MLflow and DVC. One process, the server, loads
-these once. The commands `python -m` and `dvc` ask it for a fork, which takes over the folder, the
-environment, the open files and the arguments, and imports the project's code from the folder. So
-does `worker`, which is how pytest-xdist starts the processes that run the tests: `-u -c CODE`.
+these once. The commands `python -m`, `dvc` and `mlflow` ask it for a fork, by fork_client.py. The
+fork takes over the folder, the environment, the open files and the arguments, and imports the
+project's code from the folder. So does `worker`, which is how pytest-xdist starts the processes
+that run the tests: `-u -c CODE`.
 
-This file is the server and the client. It needs the standard library alone, as that loads quickly.
 It works on Linux: other systems lack this kind of socket, or may not fork with threads.
 """
 
@@ -23,18 +23,26 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
 LIBRARIES = (
     "torch",
+    "torch._dynamo",
+    "torch.distributed.tensor",
     "torch.nested._internal.nested_tensor",
     "torch.utils._device",
     "pyarrow.pandas_compat",
     "pygit2",
     "ruamel.yaml",
     "safetensors.torch",
+    "aiohttp",
+    "fastapi",
+    "flask",
+    "graphene",
+    "uvicorn",
+    "mlflow.deployments.cli",
+    "mlflow.gateway.budget",
     "mlflow.pyfunc",
     "mlflow.store.tracking.sqlalchemy_workspace_store",
     "mlflow.tracing.processor.base_mlflow",
@@ -57,17 +65,18 @@ LIBRARIES = (
     "dvc_data.hashfile.db.local",
     "dvc_render.vega",
     "dvc_task.proc.manager",
+    "boto3",
     "dulwich.worktree",
     "fsspec.implementations.memory",
     "kombu.transport.filesystem",
     "networkx",
     "platformdirs",
     "rich.console",
+    "s3fs",
     "scmrepo.git.backend.pygit2",
 )
 # What starts with this is read when Python or a library is loaded.
 READ_EARLY = ("PYTHON", "OMP_", "GOMP_", "MKL_", "ATEN_", "ONEDNN_", "LD_", "MALLOC_", "CUDA")
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 SIZE = 2**20  # bytes of a request at the most
 
@@ -79,15 +88,17 @@ def early(environment: dict[str, str]) -> dict[str, str]:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the server, and write the commands `python`, `dvc` and `worker` into the folder.
+    """Start the server, and write the commands that it serves into the folder.
 
     The server ends when its standard input does.
     """
     whole = f"exec {shlex.quote(sys.executable)}"
-    client = f"{whole} -IS {shlex.join([__file__, f'{folder}/socket'])}"
+    program = Path(__file__).with_name("fork_client.py")
+    client = f"{whole} -IS {shlex.join([str(program), f'{folder}/socket'])}"
     for name, text in {
         "python": f'[ "$1" = -m ] || {whole} "$@"\n{client} "$@"',
         "dvc": f'{client} -m dvc "$@"',
+        "mlflow": f'{client} -m mlflow "$@"',
         "worker": f'shift\n{client} "$@"',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -103,33 +114,52 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 def serve(listener: socket.socket) -> list[str]:
     """Answer requests until the tests end. In a fork it returns: the arguments of Python."""
-    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
-        connection, _ = listener.accept()
-        if "torch" not in sys.modules:
-            load()
-            gc.freeze()  # else the collector of each fork would write to all objects
-        request, files, *_ = socket.recv_fds(connection, SIZE, 3)
-        if not request:  # the client was killed
-            connection.close()
-            continue
-        arguments, folder, environment, mask = json.loads(request)
-        if early(environment) != early(dict(os.environ)):
-            send(connection, 0)
-        elif not os.fork():
-            listener.close()
-            supervise(connection)
-            for number, file in enumerate(files):
-                os.dup2(file, number)
+    forks: dict[int, tuple[socket.socket, int]] = {}  # by a descriptor that tells the fork's end
+    while True:
+        clients = {client.fileno(): process for client, process in forks.values()}
+        ready = select.select([sys.stdin.fileno(), *forks, *clients, listener], [], [])[0][0]
+        if ready in forks:
+            client, process = forks.pop(ready)
+            os.close(ready)
+            _, status = os.waitpid(process, 0)
+            send(client, os.waitstatus_to_exitcode(status))
+            client.close()
+        elif ready in clients:  # the client was killed
+            os.kill(clients[ready], signal.SIGKILL)
+        elif ready is not listener:
+            sys.exit()
+        elif request := accept(listener):
+            client, files, (arguments, folder, environment, mask) = request
+            if early(environment) != early(dict(os.environ)):
+                send(client, 0)
+            elif process := os.fork():
+                forks[os.pidfd_open(process)] = client, process
+                send(client, process)
+            else:
+                for other in (listener, client, *(client for client, _ in forks.values())):
+                    other.close()
+                for descriptor in forks:
+                    os.close(descriptor)
+                for number, file in enumerate(files):
+                    os.dup2(file, number)
+                    os.close(file)
+                os.chdir(folder)
+                os.umask(mask)
+                os.environ.clear()
+                os.environ.update(environment)
+                return list(arguments)
+            for file in files:
                 os.close(file)
-            os.chdir(folder)
-            os.umask(mask)
-            os.environ.clear()
-            os.environ.update(environment)
-            return list(arguments)
-        connection.close()
-        for file in files:
-            os.close(file)
-    sys.exit()
+
+
+def accept(listener: socket.socket) -> tuple[socket.socket, list[int], list[Any]] | None:
+    """A client, its open files, and its request; None where the client was killed."""
+    client, _ = listener.accept()
+    if "torch" not in sys.modules:
+        load()
+        gc.freeze()  # else the collector of each fork would write to all objects
+    request, files, *_ = socket.recv_fds(client, SIZE, 3)
+    return (client, files, json.loads(request)) if request else None
 
 
 def load() -> None:
@@ -144,51 +174,10 @@ def load() -> None:
     figure.savefig(io.BytesIO())
 
 
-def supervise(connection: socket.socket) -> None:
-    """Fork once more, and return in the new process. This one tells the client how that ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if not (process := os.fork()):
-        connection.close()
-        return
-    send(connection, process)
-
-    def end_with_client() -> None:
-        connection.recv(1)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-
-    threading.Thread(target=end_with_client, daemon=True).start()
-    _, status = os.waitpid(process, 0)
-    send(connection, os.waitstatus_to_exitcode(status))
-    os._exit(0)
-
-
 def send(connection: socket.socket, number: int) -> None:
     """Send a number to the client, which may have been killed."""
     with contextlib.suppress(BrokenPipeError):
         connection.send(str(number).encode())
-
-
-def ask(address: str, arguments: list[str]) -> NoReturn:
-    """Run Python with these arguments in a fork of the server, and end as it ends."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until they can be passed on
-    server = socket.socket(*KIND)
-    server.connect(address)
-    os.umask(mask := os.umask(0))
-    request = json.dumps([arguments, str(Path.cwd()), dict(os.environ), mask])
-    socket.send_fds(server, [request.encode()], [0, 1, 2])
-    if process := int(server.recv(SIZE)):
-        for number in SIGNALS:
-            signal.signal(number, lambda number, _: os.kill(process, number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if not process:
-        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
-    code = int(server.recv(SIZE) or 1)
-    if code < 0:
-        with contextlib.suppress(OSError):  # of SIGKILL
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    sys.exit(code)
 
 
 def end() -> NoReturn:
@@ -200,13 +189,12 @@ def end() -> NoReturn:
 
 
 if __name__ == "__main__":
-    if sys.argv[2:]:
-        ask(sys.argv[1], sys.argv[2:])
     code: object = 1  # of an exception
     atexit.register(end)  # first, to be called last
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are nobody's to wait for
     try:
-        option, program, *sys.argv[1:] = serve(socket.socket(*KIND, fileno=int(sys.argv[1])))
+        listener = socket.socket(*KIND, fileno=int(sys.argv[1]))
+        commands = Path(listener.getsockname()).parent
+        option, program, *sys.argv[1:] = serve(listener)
         folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         sys.path[:1] = [str(Path.cwd()), *filter(None, folders)]
         with contextlib.suppress(ModuleNotFoundError):
@@ -214,6 +202,7 @@ if __name__ == "__main__":
         if option == "-c":
             exec(program, {"__name__": "__main__"})  # noqa: S102
         else:
+            sys.executable = str(commands / "python")
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as exit_:

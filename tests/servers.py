@@ -43,7 +43,7 @@ def running(
     The settings are added to its environment; the options are those of Popen.
     """
     log = folder / f"{Path(command[0]).name}.log"
-    environment = repository.environment() | {
+    environment = Clone(folder, folder).environment | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes
         **(settings or {}),
