@@ -72,7 +72,9 @@ def test_the_archives_hold_what_is_needed_and_no_more(python: Path) -> None:
     ]
 
 
-def test_a_strangers_environment_prints_the_bits_that_the_readme_says(python: Path) -> None:
+def test_a_strangers_environment_prints_the_bits_that_the_readme_says(
+    python: Path, run_all: bool
+) -> None:
     def printed(*command: str | Path) -> str:
         return subprocess.check_output([python, *command], cwd=python.parent, text=True)
 
@@ -84,5 +86,6 @@ def test_a_strangers_environment_prints_the_bits_that_the_readme_says(python: Pa
     assert "site-packages" in where and "mlflow" not in modules
     code = block("example").split("```python")[1].split("```")[0]
     assert printed("-c", code).strip() == code.rpartition("# ")[2].strip()
-    assert printed("-m", "exact.probe").strip().endswith("as expected")
-    assert printed(EXAMPLES[-1])
+    if run_all:
+        assert printed("-m", "exact.probe").strip().endswith("as expected")
+        assert printed(EXAMPLES[-1])

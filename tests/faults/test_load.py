@@ -120,7 +120,7 @@ def test_without_a_tracking_server_the_line_is_the_same(
 def test_recorders_that_start_without_a_store_all_record(
     finished: Clone, run_all: bool, tmp_path: Path, times: Callable[[int], None]
 ) -> None:
-    number = 8 if run_all else 4
+    number = 8 if run_all else 3
     rounds = 5 if run_all else 1
     folders = servers.copies(finished, tmp_path, number)
     for n in range(rounds):

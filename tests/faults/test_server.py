@@ -189,7 +189,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @fault("during a recording, {what}", ONCE)
 @pytest.mark.parametrize("what", FAULTS)
 def test_after_a_fault_of_the_server_the_next_recorder_records_once(
