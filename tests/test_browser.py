@@ -79,12 +79,17 @@ def page(browser: Browser) -> Iterator[Page]:
 def clone(
     browser: Browser, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Clone:
-    """Baseline runs of one epoch, and an experiment of two, of mlp. Needs the browser, or skips."""
+    """Baseline results of one epoch, and an experiment of two, of which the run of mlp is recorded.
+
+    Needs the browser, or skips.
+    """
     finished: Clone = request.getfixturevalue("finished")
     clone = finished.copy(tmp_path_factory.mktemp("browser") / "clone")
     # In a plot of one epoch, the lines would be points.
-    settings = ("-S", "lr=0.1", "-S", "mlp.epochs=2")
-    clone.run("dvc", "exp", "run", "--name", "faster", *settings, "record@mlp")
+    settings = ["lr=0.1", *(f"{model}.epochs=2" for model in FIGURES)]
+    stages = [*(f"evaluate@{model}" for model in FIGURES), "record@mlp"]
+    changes = [f"--set-param={setting}" for setting in settings]
+    clone.run("dvc", "exp", "run", "--name", "faster", *changes, *stages)
     return clone
 
 

@@ -436,7 +436,9 @@ def test_without_a_compiler_a_step_works_and_says_so_once(tmp_path: Path) -> Non
     assert run({"EXACT_KERNELS": "0", "XDG_CACHE_HOME": str(tmp_path)}) == "False True"
 
 
-def test_kernels_are_compiled_once_by_any_number_of_processes(tmp_path: Path) -> None:
+def test_kernels_are_compiled_once_by_any_number_of_processes(
+    tmp_path: Path, run_all: bool
+) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
     env = {"XDG_CACHE_HOME": str(folder)}
@@ -446,6 +448,8 @@ def test_kernels_are_compiled_once_by_any_number_of_processes(tmp_path: Path) ->
     written = compiled.stat().st_mtime_ns
     assert run(env) == "True True"
     assert compiled.stat().st_mtime_ns == written
+    if not run_all:
+        return
     # Where the cache cannot be written, a temporary folder takes its place.
     compiled.unlink()
     assert run({"XDG_CACHE_HOME": os.devnull}) == "True True"

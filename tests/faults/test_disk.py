@@ -61,7 +61,7 @@ def assert_dvc_failed_plainly(done: subprocess.CompletedProcess[str]) -> None:
     " outputs and cache, and the result recorded once",
     WITH_ROOM,
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("stage", "room"),
     [
@@ -165,7 +165,7 @@ def bound(clone: Clone) -> Clone:
     " outputs",
     "with write permission the same command succeeds",
 )
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize(
     ("folder", "stage"),
     [

@@ -142,6 +142,7 @@ def installer(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     "without --require-hashes it is installed",
 )
 @pytest.mark.slow
+@pytest.mark.sample(0)
 def test_set_up_installs_only_packages_with_the_hashes_of_the_lock(
     installer: tuple[str, Path], tmp_path: Path
 ) -> None:
