@@ -44,7 +44,9 @@ SHORT = {
 LONGEST = (
     "test_pipeline.py",
     "test_extending.py",
-    "exact",
+    "test_kernels.py",
+    "test_distributed.py",
+    "test_mode.py",
     "test_server.py",
     "test_browser.py",
     "test_sharing.py",
@@ -89,7 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Draw samples, and order the test modules so that no long one is left for the end.
 
     Of a test marked `sample(n)`, n cases are drawn, the same ones each time; with --all, all are.
-    Some workers begin by making the `finished` pipeline. The others begin with the tests of
+    Some workers begin by making the `finished` pipeline. The others begin with long tests of
     `exact`, which do not need it. The quick modules come last.
     """
     drawn = defaultdict(list)
@@ -108,8 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     order = {name: number for number, name in enumerate(LONGEST)}
 
     def place(item: pytest.Item) -> int:
-        name = "exact" if item.nodeid.startswith("exact/") else item.path.name
-        return order.get(name, len(LONGEST) + (item.path not in slow))
+        return order.get(item.path.name, len(LONGEST) + (item.path not in slow))
 
     items.sort(key=place)
 

@@ -28,6 +28,7 @@ if sys.argv[2:]:
     print("not ended")
 sys.exit(7)
 """
+STARTS = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'program', 'y'])"
 
 
 @pytest.fixture
@@ -54,6 +55,8 @@ def test_it_has_the_folder_environment_and_arguments_and_ends_with_the_same_code
     assert (done.stdout, done.returncode) == ("False x word \nat exit\n", 7)
     (folder.folder / "killed.py").write_text("import os; os.kill(os.getpid(), 9)")
     assert folder.try_("python", "-m", "killed").returncode == -9
+    (folder.folder / "starts.py").write_text(STARTS)
+    assert folder.run("python", "-m", "starts", WORD="word") == "True y word \nat exit\n"
     folder.without_forks()  # the control
     assert folder.try_(*command, WORD="word").stdout == "False x word \nat exit\n"
 
