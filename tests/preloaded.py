@@ -202,7 +202,7 @@ if __name__ == "__main__":
         if option == "-c":
             exec(program, {"__name__": "__main__"})  # noqa: S102
         else:
-            sys.executable = str(commands / "python")
+            sys.executable = str(commands / "python")  # so that what it starts is a fork, too
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as exit_:

@@ -27,7 +27,7 @@ from tools.worker import REMOTE, Job, compute, ref
 from tracking import repository
 from tracking.repository import ROOT
 
-# Each worker of this machine loads this module, too. So what takes seconds is imported late.
+# Each worker of this machine loads this module, too. It must not wait for MLflow and pandas.
 if TYPE_CHECKING:
     import pandas as pd
     from distributed import Client

@@ -448,8 +448,6 @@ def test_kernels_are_compiled_once_by_any_number_of_processes(
     written = compiled.stat().st_mtime_ns
     assert run(env) == "True True"
     assert compiled.stat().st_mtime_ns == written
-    if not run_all:
-        return
-    # Where the cache cannot be written, a temporary folder takes its place.
-    compiled.unlink()
-    assert run({"XDG_CACHE_HOME": os.devnull}) == "True True"
+    if run_all:  # where the cache cannot be written, a temporary folder takes its place
+        compiled.unlink()
+        assert run({"XDG_CACHE_HOME": os.devnull}) == "True True"
